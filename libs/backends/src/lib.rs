@@ -83,6 +83,9 @@ pub struct ResourceSample {
     pub cpu_us_total: u64,
     /// Current resident memory of all its processes.
     pub memory_bytes: u64,
+    /// Memory that it may use: its own limit, or else the memory of the machine or container; `None` if
+    /// unknown.
+    pub memory_limit_bytes: Option<u64>,
 }
 
 /// Why a request was not carried out.

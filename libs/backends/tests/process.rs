@@ -701,6 +701,7 @@ async fn cpu_and_memory_of_an_instance_are_measured() {
     assert_eq!((before.len(), &after[0].id), (1, &ready.id));
     assert!(after[0].cpu_us_total >= before[0].cpu_us_total + 50_000);
     assert!(after[0].memory_bytes >= before[0].memory_bytes + (16 << 20));
+    assert!(after[0].memory_limit_bytes.unwrap() > after[0].memory_bytes);
     removed(&backend, &ready.id, GRACE).await;
     assert!(backend.resources().await.is_empty());
 }

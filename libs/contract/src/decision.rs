@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::frame::is_zero;
 use crate::ids::{DeploymentRef, Uid};
 use crate::resources::{AutoscaleSpec, Direction};
 use crate::time::Timestamp;
@@ -36,6 +37,8 @@ pub enum DecisionOutcome {
     HeldByStabilization,
     /// Scale-in would make a scale-out rule fire at once.
     HeldByProjection,
+    /// Scale-in is recommended while requests are refused for lack of capacity.
+    HeldByRefusals,
     /// A change is recommended, but an operator has paused its direction.
     HeldByPause,
     /// The recommendation was limited to the profile's minimum or maximum.
@@ -195,7 +198,7 @@ pub struct InstanceCounts {
 }
 
 /// The aggregate of a metric over a window.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Signal {
     /// The aggregate; `None` if the window has no data.
@@ -210,6 +213,34 @@ pub struct Signal {
     /// The rule is unknown then, without falling back to the default count.
     #[serde(default)]
     pub warming: bool,
+    /// Requests that were refused for lack of capacity in the window, or in the last two minutes if it is
+    /// longer. Until there are none, no rule scales in.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refused: u64,
+    /// Whether part of the window was measured by other definitions, such as those of an older release:
+    /// good enough to scale out, not to scale in.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outdated: bool,
+    /// Why there is no value, or only a lower bound of it, although sources reported: no reason to scale
+    /// in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmeasured: Option<Unmeasured>,
+    /// The number of instances that an average over instances is of, averaged over the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instances: Option<f64>,
+}
+
+/// Why a metric could not be measured although its sources reported.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unmeasured {
+    /// There were requests, and none was answered. A latency is then the age of the oldest one in flight.
+    Unanswered,
+    /// No instance was measured: none was ready for a whole second, after its initialization period, or the
+    /// backend does not report the metric.
+    NoInstance,
 }
 
 /// State that is carried over from one evaluation to the next.

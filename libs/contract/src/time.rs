@@ -138,6 +138,11 @@ impl Span {
         }
     }
 
+    /// Whether it is empty.
+    pub const fn is_zero(&self) -> bool {
+        self.millis == 0
+    }
+
     /// The length in milliseconds.
     pub const fn millis(self) -> u64 {
         self.millis

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use contract::frame::{
-    DeploymentFrame, FRAME_VERSION, Frame, FrameError, InstanceFrame, Measure, Role,
+    DEFINITIONS, DeploymentFrame, FRAME_VERSION, Frame, FrameError, InstanceFrame, Measure, Role,
 };
 use contract::ids::{EndpointKey, Name, Uid};
 use serde::Deserialize;
@@ -13,8 +13,10 @@ use serde_json::{Value, json};
 
 /// A frame written by version 1.
 const VERSION_1: &str = include_str!("golden/frames/frame.v1.json");
-/// The same second written by version 2.
+/// The same second written by version 2, before frames named their definitions.
 const VERSION_2: &str = include_str!("golden/frames/frame.v2.json");
+/// The same second of a node, by the first definitions.
+const DEFINITIONS_1: &str = include_str!("golden/frames/frame.v2.definitions-1.json");
 
 fn decode(text: &str) -> Result<Frame, FrameError> {
     Frame::decode(text.as_bytes())
@@ -32,10 +34,19 @@ fn modified(text: &str, change: impl FnOnce(&mut Value)) -> String {
 
 #[test]
 fn a_frame_is_written_as_in_its_golden_file() {
-    let frame = decode(VERSION_2).unwrap();
-    let golden: Value = serde_json::from_str(VERSION_2).unwrap();
-    assert_eq!(value(&frame), golden);
-    assert_eq!(golden["version"], FRAME_VERSION);
+    for text in [VERSION_2, DEFINITIONS_1] {
+        let frame = decode(text).unwrap();
+        let golden: Value = serde_json::from_str(text).unwrap();
+        assert_eq!(value(&frame), golden);
+        assert_eq!(golden["version"], FRAME_VERSION);
+    }
+}
+
+#[test]
+fn a_frame_names_the_definitions_that_it_was_measured_by() {
+    let definitions = |text| decode(text).unwrap().deployments[0].definitions;
+    assert_eq!((definitions(VERSION_2), definitions(DEFINITIONS_1)), (0, 1));
+    assert_eq!(definitions(DEFINITIONS_1), DEFINITIONS);
 }
 
 #[test]

@@ -78,6 +78,7 @@ fn policy(rules: usize) -> AutoscaleSpec {
         mode: AutoscaleMode::Live,
         cooldown: Cooldown::default(),
         stabilization: Stabilization::default(),
+        initialization_period: Span::ZERO,
         missing: MissingMetric::Hold,
         profiles: vec![ProfileSpec {
             name: "default".into(),
@@ -140,8 +141,7 @@ impl Deployment {
                 value: Some(average),
                 seconds_covered: SAMPLES as u32,
                 seconds_wanted: SAMPLES as u32,
-                partial: false,
-                warming: false,
+                ..Signal::default()
             });
         }
     }

@@ -36,6 +36,7 @@ fn metrics() -> &'static [MetricRow] {
             no_instance: SituationValue::Measured,
             no_report: SituationValue::Unknown,
         },
+        definitions: 0,
         computation: Computation::Counts(|coverage, load, _| {
             let micros = coverage.length_us;
             (micros > 0).then(|| load.queued_us as f64 / micros as f64)

@@ -530,9 +530,44 @@ async fn a_process_is_adopted_by_the_next_agent_then_measured_and_stopped() {
     });
     let measured = measured.await;
     assert!(measured.memory_bytes.unwrap() > 0);
+    assert!(measured.memory_limit_bytes.unwrap() > measured.memory_bytes.unwrap());
     agent.stop().await.unwrap();
     assert_eq!(harness.next_event().await.type_name(), "instance.stopped");
     assert!(!support::is_running(first.pid.unwrap()));
+}
+
+#[tokio::test]
+async fn an_instance_is_reported_ready_from_the_second_after_it_became_ready() {
+    let mut harness = Harness::new().await;
+    let config = ProcessConfig::new(harness.data.path().into(), NODE.into(), "/".into());
+    let backend = ProcessBackend::open(config).await.unwrap();
+    let mut frames = harness.bus.subscribe_frames();
+    let agent = harness.agent(BackendKind::PROCESS, backend);
+    let start = support::start_spec("a-1", 1, &Behaviour::default());
+    harness.request(requested("a-1", NODE, start.spec)).await;
+    let reports = with_timeout(async {
+        let mut reports: Vec<(u64, Option<u64>)> = Vec::new();
+        while reports.iter().filter(|(_, ready)| ready.is_some()).count() < 3 {
+            let frame = frames.recv().await.unwrap();
+            if let Some(deployment) = frame.deployments.first() {
+                reports.push((frame.length_us, deployment.instances[0].ready_for_us));
+            }
+        }
+        reports
+    });
+    let reports = reports.await;
+    let ready: Vec<_> = (reports.iter())
+        .filter_map(|(length_us, ready_for_us)| Some((*length_us, (*ready_for_us)?)))
+        .collect();
+    assert_eq!(ready[0].1, 0, "only a part of the second: {reports:?}");
+    assert_eq!(ready[1].1, ready[1].0);
+    assert!(
+        ready[2].1.abs_diff(ready[1].0 + ready[2].0) <= 1,
+        "{reports:?}"
+    );
+    let started = reports.iter().take_while(|(_, ready)| ready.is_none());
+    assert_eq!(started.count() + ready.len(), reports.len(), "{reports:?}");
+    agent.stop().await.unwrap();
 }
 
 async fn execute(harness: &Harness, sql: &'static str) {

@@ -65,24 +65,11 @@ pub async fn run(
         metrics: DecisionMetrics::new(metrics),
     };
     let autoscaler = Autoscaler {
-        settings: Settings {
-            memory_bytes_per_instance: machine_memory_bytes(),
-            zones,
-        },
+        settings: Settings { zones },
         observer: Some(observer),
         ..Autoscaler::default()
     };
     runtime::reconcile::run(autoscaler, deps, health.component("autoscaler"), shutdown).await
-}
-
-/// The total memory of the machine: processes share it, so their usage is relative to it.
-fn machine_memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
 }
 
 impl Autoscaler {

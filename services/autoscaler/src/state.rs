@@ -26,8 +26,6 @@ const WRITE_EVERY: Span = Span::from_secs(1);
 /// Settings shared by all evaluations of this process.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// Memory that one instance may use; without it, memory utilisation has no data.
-    pub memory_bytes_per_instance: Option<u64>,
     pub zones: ZoneData,
 }
 
@@ -187,7 +185,6 @@ impl Evaluations {
         }
         let options = SignalOptions {
             model_client_errors: endpoint.spec.model_client_errors,
-            memory_bytes_per_instance: settings.memory_bytes_per_instance,
         };
         let mut decisions = Vec::new();
         for (deployment_name, deployment) in &endpoint.deployments {
@@ -323,6 +320,8 @@ impl DeploymentEvaluation {
             .ok();
         if let Some(policy) = &policy {
             measures.watch(deployment.uid, policy.signals(), now);
+            let period = policy.spec().initialization_period;
+            measures.set_initialization_period(deployment.uid, period, now);
         }
         self.compiled = Some(CompiledPolicy {
             revision: autoscale.revision,

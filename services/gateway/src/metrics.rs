@@ -95,7 +95,7 @@ impl GatewayMetrics {
             );
             registry.register(
                 "penstock_request_duration_seconds",
-                "From arrival to the last byte of the response, for requests that count towards objectives",
+                "From arrival to the last byte of the response, for requests that the model answered or that timed out",
                 own.durations.clone(),
             );
             registry.register(

@@ -46,8 +46,12 @@ impl RequestOutcome {
         }
     }
 
-    /// Whether its latency is measured: an immediate refusal is not a fast response.
+    /// Whether its latency is measured: the model answered, or the time-out was reached. A refusal is not a
+    /// fast answer, however long it took.
     pub const fn has_latency(self) -> bool {
-        !matches!(self, Self::Refused | Self::ClientLeft)
+        matches!(
+            self,
+            Self::Success | Self::ModelClientError | Self::ModelServerError | Self::Timeout
+        )
     }
 }

@@ -221,6 +221,6 @@ pub(super) fn signal(spec: &SignalSpec, load: Load, ready: u32, rng: &mut fastra
         seconds_covered: spec.window_seconds() - u32::from(partial),
         seconds_wanted: spec.window_seconds(),
         partial,
-        warming: false,
+        ..Signal::default()
     }
 }

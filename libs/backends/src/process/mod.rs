@@ -594,6 +594,8 @@ impl Shared {
                 return Vec::new();
             }
         };
+        // Processes have no limit of their own.
+        let memory_limit_bytes = os::memory_bytes();
         let mut state = self.state();
         let running = state.entries.values_mut().filter(|e| e.removals.is_some());
         running
@@ -604,6 +606,7 @@ impl Shared {
                     id: entry.record.id.clone(),
                     cpu_us_total: entry.cpu.total(usage.cpu_us),
                     memory_bytes: usage.memory_bytes,
+                    memory_limit_bytes,
                 })
             })
             .collect()

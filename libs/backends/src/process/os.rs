@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use procfs::process::{FDTarget, Process, Stat};
+use procfs::{Current, Meminfo};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
@@ -330,6 +332,30 @@ pub(super) struct GroupUsage {
     pub memory_bytes: u64,
 }
 
+/// The memory that processes of this machine share: all of it, or the lowest limit of the control groups
+/// that this process is in, such as its container's. `None` if it cannot be read.
+pub(super) fn memory_bytes() -> Option<u64> {
+    let machine = Meminfo::current().ok()?.mem_total;
+    let limit = memory_limit_of_control_groups(Path::new("/sys/fs/cgroup"), &own_control_group());
+    Some(limit.map_or(machine, |limit| limit.min(machine)))
+}
+
+/// The path of the control group (version 2) of this process; empty without one.
+fn own_control_group() -> String {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let unified = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    unified.unwrap_or_default().to_owned()
+}
+
+/// The lowest limit of a control group and those that contain it; `None` without any.
+fn memory_limit_of_control_groups(root: &Path, group: &str) -> Option<u64> {
+    let limit = |group: &Path| {
+        let text = fs::read_to_string(root.join(group).join("memory.max")).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    Path::new(group).ancestors().filter_map(limit).min()
+}
+
 /// Scans all processes and sums their usage by process group.
 pub(super) fn usage_by_group() -> io::Result<BTreeMap<i32, GroupUsage>> {
     let tick_us = 1_000_000 / procfs::ticks_per_second().max(1);
@@ -362,6 +388,24 @@ impl CpuMeter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lowest_memory_limit_of_the_enclosing_control_groups_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let limit = |group: &str, text: &str| {
+            let folder = root.path().join(group);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("memory.max"), text).unwrap();
+        };
+        limit("a/b/c", "max\n");
+        limit("a/b", "4096\n");
+        limit("a", "8192\n");
+        limit("d", "max\n");
+        let of = |group| memory_limit_of_control_groups(root.path(), group);
+        assert_eq!(of("a/b/c"), Some(4096));
+        assert_eq!(of("a"), Some(8192));
+        assert_eq!((of("d"), of("")), (None, None));
+    }
 
     #[test]
     fn a_cpu_total_never_falls_when_a_process_leaves_the_group() {

@@ -51,6 +51,11 @@ impl Outcomes {
         self.success + self.model_client_error + self.bad()
     }
 
+    /// The requests that the model answered, or that reached their time-out: those with a latency.
+    pub fn answered(&self) -> u64 {
+        self.success + self.model_client_error + self.model_server_error + self.timeout
+    }
+
     /// The requests that are bad however the endpoint counts 4xx responses of the model.
     pub fn bad(&self) -> u64 {
         self.model_server_error

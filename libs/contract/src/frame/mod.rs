@@ -25,6 +25,10 @@ pub(crate) use counts::{
 };
 pub use wire::{FRAME_VERSION, FrameError, FrameHeader, FrameReadError};
 
+/// The version of the definitions by which this release measures; raised when a count or value changes
+/// its meaning. 1: latency is that of answers by the model, and nodes report readiness and memory limits.
+pub const DEFINITIONS: u32 = 1;
+
 /// Who sends frames.
 #[derive(
     Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
@@ -90,6 +94,9 @@ pub struct DeploymentFrame {
     pub deployment_uid: Uid,
     /// The role of the requests, such as live traffic.
     pub role: Role,
+    /// The [`DEFINITIONS`] that it was measured by; 0 in frames of releases that had none.
+    #[serde(default, skip_serializing_if = "is_zero_version")]
+    pub definitions: u32,
     /// Requests that ended in this second.
     pub outcomes: Outcomes,
     /// Requests that arrived in this second, whatever their outcome, including refused ones.
@@ -120,7 +127,8 @@ pub struct DeploymentFrame {
     /// readers of version 1, which require it, reject the frame.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub at_or_below: AtOrBelow,
-    /// Time from the request's arrival to the last byte of the response, for requests that SLIs count.
+    /// Time from the request's arrival to the last byte of the response, for requests that the model
+    /// answered or that timed out. A refusal is not an answer.
     pub latency: Histogram,
     /// Tokens; `None` if they were not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -129,14 +137,19 @@ pub struct DeploymentFrame {
     pub instances: Vec<InstanceFrame>,
 }
 
+fn is_zero_version(version: &u32) -> bool {
+    *version == 0
+}
+
 impl DeploymentFrame {
-    /// A frame without any measurements.
+    /// A frame without any measurements, by the definitions of this release.
     pub fn new(endpoint: EndpointKey, deployment: Name, deployment_uid: Uid, role: Role) -> Self {
         Self {
             endpoint,
             deployment,
             deployment_uid,
             role,
+            definitions: DEFINITIONS,
             outcomes: Outcomes::default(),
             arrivals: 0,
             status_classes: StatusClasses::default(),
@@ -174,9 +187,16 @@ pub struct InstanceFrame {
     /// CPU time used in this second, in microseconds; nodes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_us: Option<u64>,
+    /// Time since it became ready, without interruption, at the end of the second, in microseconds; `None`
+    /// if it is not ready, or on its way out; nodes only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_for_us: Option<u64>,
     /// Resident memory at the end of the second, in bytes; nodes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// Memory that it may use, in bytes: its own limit, or else the memory of its node; nodes only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_bytes: Option<u64>,
     /// Time for which its GPUs were busy in this second, summed over GPUs, in microseconds; nodes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_us: Option<u64>,
@@ -195,7 +215,9 @@ impl InstanceFrame {
             in_flight: 0,
             requests: 0,
             cpu_us: None,
+            ready_for_us: None,
             memory_bytes: None,
+            memory_limit_bytes: None,
             gpu_us: None,
             gpu_memory_bytes: None,
         }

@@ -25,6 +25,10 @@ pub struct AutoscaleSpec {
     /// Windows over which recommendations are compared before a change.
     #[serde(default)]
     pub stabilization: Stabilization,
+    /// How long after an instance has become ready its CPU and memory still say nothing about load, since
+    /// it warms up: metrics averaged over instances leave it out. 0s by default, 1h at most.
+    #[serde(default, skip_serializing_if = "Span::is_zero")]
+    pub initialization_period: Span,
     /// How a metric without data is treated.
     #[serde(default)]
     pub missing: MissingMetric,
@@ -86,7 +90,7 @@ impl Default for Stabilization {
     }
 }
 
-/// How a metric without data is treated.
+/// How a metric that no source reports is treated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MissingMetric {

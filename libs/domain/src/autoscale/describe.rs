@@ -2,13 +2,13 @@
 
 use std::fmt::Write;
 
-use contract::decision::{Pause, Pin, Verdict};
+use contract::decision::{Pause, Pin, Unmeasured, Verdict};
 use contract::resources::Direction;
 use contract::time::{Span, Timestamp};
 
 use super::condition::{Amount, DisplayValue};
 use super::policy::{Action, Policy, Profile, Rule, RuleKind};
-use super::rules::{Quality, RuleInput};
+use super::rules::{Proposal, Quality, RuleInput};
 use crate::measure::Aggregation;
 
 pub(super) fn profile(profile: &Profile) -> String {
@@ -69,6 +69,17 @@ pub(super) fn combined(
     }
 }
 
+pub(super) fn refusals(refused: u64) -> String {
+    let requests = if refused == 1 {
+        "1 request was".into()
+    } else {
+        format!("{refused} requests were")
+    };
+    format!(
+        "{requests} refused for lack of capacity in the rules' windows: no rule scales in until none are"
+    )
+}
+
 pub(super) fn projection(
     profile: &Profile,
     inputs: &[RuleInput],
@@ -126,6 +137,7 @@ pub(super) fn rule(
     match input.quality {
         Quality::Missing => return format!("no data ({of})"),
         Quality::Warming => return format!("measured for less than the window so far ({of})"),
+        Quality::Unmeasured => return format!("{} ({of})", unmeasured(input)),
         Quality::Partial | Quality::Complete => {}
     }
     let value = DisplayValue(rule.metric, input.value);
@@ -147,7 +159,10 @@ pub(super) fn rule(
             let (target_value, target) = (*target, DisplayValue(rule.metric, *target));
             let percent = format!("{:.3}", tolerance * 100.0);
             let percent = percent.trim_end_matches('0').trim_end_matches('.');
-            let needed = input.total / target_value;
+            let needed = match rule.propose(input, base) {
+                Proposal::Out(_) => input.total,
+                Proposal::In(_) | Proposal::NoChange => input.total_for_scale_in,
+            } / target_value;
             format!(
                 "{value} for a target of {target}: {needed:.2} of {base} instances, tolerance {percent}% ({of})"
             )
@@ -161,10 +176,24 @@ pub(super) fn rule(
     }
     match verdict {
         Verdict::Suppressed => text.push_str("; not looked at, since a rule scales out"),
+        Verdict::Unknown if input.unmeasured.is_some() => {
+            let _ = write!(text, "; no reason to scale in: {}", unmeasured(input));
+        }
+        Verdict::Unknown if input.outdated => {
+            text.push_str("; part of it was measured by other definitions")
+        }
         Verdict::Unknown => text.push_str("; a source of measurements was missing"),
         Verdict::Triggered | Verdict::NotTriggered => {}
     }
     text
+}
+
+fn unmeasured(input: &RuleInput) -> &'static str {
+    match input.unmeasured {
+        Some(Unmeasured::Unanswered) => "there were requests, and none was answered",
+        Some(Unmeasured::NoInstance) => "no instance was measured while ready",
+        None => "no data",
+    }
 }
 
 fn describe_action(rule: &Rule, action: &Action, direction: Direction) -> String {

@@ -1,7 +1,7 @@
 //! One evaluation: computes a count and its outcome from a policy, a tick's inputs and the time.
 //!
 //! The order is fixed: profile, manual pin, mode, default (first decision), immediate bounds,
-//! rules, missing metrics, projection, stabilization, cooldown, bounds, pause, shadow mode.
+//! rules, missing metrics, refusals, projection, stabilization, cooldown, bounds, pause, shadow mode.
 //!
 //! Invariants: the result is a function of its arguments; the recorder never influences it; a count
 //! leaves `[min, max]` only by a pin or a pause; nothing scales in while any rule's data is
@@ -245,6 +245,10 @@ impl<'a, R: Recorder> Run<'a, R> {
             quality: Quality::Missing,
             value: 0.0,
             total: 0.0,
+            total_for_scale_in: 0.0,
+            refused: 0,
+            outdated: false,
+            unmeasured: None,
         }; RULES_MAX];
         let profile = self.profile;
         for (input, rule) in inputs.iter_mut().zip(profile.rules.iter()) {
@@ -252,7 +256,10 @@ impl<'a, R: Recorder> Run<'a, R> {
         }
         let inputs = &inputs[..profile.rules.len().min(RULES_MAX)];
         let combined = self.combine(inputs, base);
-        let (recommendation, held) = self.project(inputs, base, combined.recommendation);
+        let (recommendation, refusing) =
+            self.hold_while_refusing(inputs, base, combined.recommendation);
+        let (recommendation, held) = self.project(inputs, base, recommendation);
+        let held = refusing.or(held);
         let Capacity { min, max, .. } = profile.capacity;
         let bounded = recommendation.count.clamp(min, max);
         // If the bounds leave nothing of a recommendation, nothing else holds it back.

@@ -82,6 +82,9 @@ fn reason(decision: &Decision) -> String {
             by("would change it, but not for long enough yet"),
             last_stage("stabilization")
         ),
+        DecisionOutcome::HeldByRefusals => {
+            format!("{}{}.", by("would scale in"), last_stage("refusals"))
+        }
         DecisionOutcome::HeldByProjection => {
             format!("{}{}.", by("would scale in"), last_stage("projection"))
         }

@@ -37,8 +37,8 @@ pub use decide::{
 };
 pub use evaluate::{Evaluation, TickInputs, evaluate};
 pub use policy::{
-    COOLDOWN_MAX, LABEL_LENGTH_MAX, PROFILES_MAX, Policy, RULES_MAX, STABILIZATION_MAX, STEPS_MAX,
-    Selection, TRANSITIONS_MAX, Transition,
+    COOLDOWN_MAX, INITIALIZATION_MAX, LABEL_LENGTH_MAX, PROFILES_MAX, Policy, RULES_MAX,
+    STABILIZATION_MAX, STEPS_MAX, Selection, TRANSITIONS_MAX, Transition,
 };
 pub use schedule::DURATION_MAX;
 
@@ -48,4 +48,4 @@ pub const ENGINE: &str = "autoscale";
 /// Raised whenever any output changes for recorded inputs. Replay then compares this version's
 /// results with older decisions for information only; carried state continues from what they
 /// record.
-pub const ENGINE_VERSION: u32 = 1;
+pub const ENGINE_VERSION: u32 = 2;

@@ -27,6 +27,8 @@ pub const STEPS_MAX: usize = 10;
 pub const LABEL_LENGTH_MAX: usize = 64;
 /// Longest cooldown.
 pub const COOLDOWN_MAX: Span = Span::from_secs(7 * 86_400);
+/// Longest initialization period.
+pub const INITIALIZATION_MAX: Span = Span::from_secs(3600);
 /// Longest stabilization window.
 pub const STABILIZATION_MAX: Span = Span::from_secs(86_400);
 

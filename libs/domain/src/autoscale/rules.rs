@@ -1,7 +1,7 @@
 //! Evaluates one rule in one tick: what it reads, whether it holds, how many instances it asks for,
 //! and what it would read at another count.
 
-use contract::decision::{InstanceCounts, Signal};
+use contract::decision::{InstanceCounts, Signal, Unmeasured};
 use contract::resources::Direction;
 
 use super::policy::{Action, Rule, RuleKind};
@@ -17,6 +17,9 @@ pub(super) enum Quality {
     Partial,
     /// Measuring has not lasted for a full window yet.
     Warming,
+    /// Sources report, and there was nothing to measure. Unlike missing data, no reason for a default
+    /// count.
+    Unmeasured,
     Missing,
 }
 
@@ -25,8 +28,18 @@ pub(super) struct RuleInput {
     pub quality: Quality,
     /// The value that the rule compares, in the metric's unit.
     pub value: f64,
-    /// The same for all instances together, which a projection divides again.
+    /// The same for all instances together: of an average over instances, what was measured, so that one
+    /// that warms up counts as idle.
     pub total: f64,
+    /// The same for scaling in and for projections: ready instances that were not measured count like the
+    /// others.
+    pub total_for_scale_in: f64,
+    /// Requests that were refused for lack of capacity in the window.
+    pub refused: u64,
+    /// Whether part of the window was measured by other definitions.
+    pub outdated: bool,
+    /// Why there is no value, or only a lower bound of it.
+    pub unmeasured: Option<Unmeasured>,
 }
 
 impl RuleInput {
@@ -39,7 +52,7 @@ impl RuleInput {
     }
 
     pub fn measured_value(&self) -> Option<f64> {
-        (self.quality != Quality::Missing).then_some(self.value)
+        (!matches!(self.quality, Quality::Missing | Quality::Unmeasured)).then_some(self.value)
     }
 }
 
@@ -59,39 +72,61 @@ impl Rule {
     pub fn read(&self, signals: &[Option<Signal>], instances: InstanceCounts) -> RuleInput {
         let signal = signals.get(self.signal).copied().flatten();
         let serving = f64::from(instances.ready.max(1));
+        let refused = signal.map_or(0, |signal| signal.refused);
+        let outdated = signal.is_some_and(|signal| signal.outdated);
+        let unmeasured = signal.and_then(|signal| signal.unmeasured);
         let measured = signal
             .and_then(|signal| signal.value)
             .filter(|value| value.is_finite());
         let Some(measured) = measured else {
             let warming = signal.is_some_and(|signal| signal.warming);
             return RuleInput {
-                quality: if warming {
-                    Quality::Warming
-                } else {
-                    Quality::Missing
+                quality: match unmeasured {
+                    _ if warming => Quality::Warming,
+                    Some(_) => Quality::Unmeasured,
+                    None => Quality::Missing,
                 },
                 value: 0.0,
                 total: 0.0,
+                total_for_scale_in: 0.0,
+                refused,
+                outdated,
+                unmeasured,
             };
         };
         let quality = match signal {
             Some(signal) if signal.warming => Quality::Warming,
-            Some(signal) if signal.partial || signal.seconds_covered < signal.seconds_wanted => {
+            Some(signal)
+                if signal.partial
+                    || signal.outdated
+                    || signal.unmeasured.is_some()
+                    || signal.seconds_covered < signal.seconds_wanted =>
+            {
                 Quality::Partial
             }
             _ => Quality::Complete,
         };
-        let (value, total) = if self.per_instance {
-            (measured / serving, measured)
+        let (value, total, total_for_scale_in) = if self.per_instance {
+            (measured / serving, measured, measured)
         } else if self.metric.is_total() {
-            (measured, measured)
+            (measured, measured, measured)
         } else {
-            (measured, measured * serving)
+            let instances = signal.and_then(|signal| signal.instances);
+            let instances = instances.unwrap_or(serving);
+            (
+                measured,
+                measured * instances,
+                measured * instances.max(serving),
+            )
         };
         RuleInput {
             quality,
             value,
             total,
+            total_for_scale_in,
+            refused,
+            outdated,
+            unmeasured,
         }
     }
 
@@ -123,16 +158,16 @@ impl Rule {
                 }
             }
             RuleKind::Track { target, tolerance } => {
-                let needed = input.total / target;
-                let desired = ceiling(needed);
                 let capacity = f64::from(current);
-                if desired > current && needed > capacity * (1.0 + tolerance) {
-                    Proposal::Out(desired)
-                } else if desired < current && needed < capacity * (1.0 - tolerance) {
-                    Proposal::In(desired)
-                } else {
-                    Proposal::NoChange
+                let needed = input.total / target;
+                if ceiling(needed) > current && needed > capacity * (1.0 + tolerance) {
+                    return Proposal::Out(ceiling(needed));
                 }
+                let needed = input.total_for_scale_in / target;
+                if ceiling(needed) < current && needed < capacity * (1.0 - tolerance) {
+                    return Proposal::In(ceiling(needed));
+                }
+                Proposal::NoChange
             }
         }
     }
@@ -143,9 +178,9 @@ impl Rule {
             return input.value;
         }
         match count {
-            0 if input.total == 0.0 => 0.0,
+            0 if input.total_for_scale_in == 0.0 => 0.0,
             0 => f64::INFINITY,
-            _ => input.total / f64::from(count),
+            _ => input.total_for_scale_in / f64::from(count),
         }
     }
 
@@ -164,7 +199,7 @@ impl Rule {
             RuleKind::Threshold { .. } => false,
             RuleKind::Track { target, tolerance } => {
                 value > target * (1.0 + tolerance)
-                    && (count == 0 || ceiling(input.total / target) > count)
+                    && (count == 0 || ceiling(input.total_for_scale_in / target) > count)
             }
         }
     }

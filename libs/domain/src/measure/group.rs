@@ -49,6 +49,14 @@ impl GroupMember {
     }
 }
 
+/// How long after it has become ready an instance of a deployment is not measured.
+#[derive(Clone, Copy, Debug)]
+struct Initialization {
+    period: Span,
+    /// The first second to which the period applies without exception.
+    from: i64,
+}
+
 #[derive(Clone, Debug, Default)]
 struct OpenSecond {
     /// By source, so that the order of merging does not depend on the order of arrival.
@@ -65,6 +73,7 @@ pub(super) struct Group {
     started: i64,
     coverage: Rings<Coverage>,
     loads: BTreeMap<Uid, Rings<Load>>,
+    initializations: BTreeMap<Uid, Initialization>,
     pub counters: Counters,
 }
 
@@ -80,6 +89,7 @@ impl Group {
             started,
             coverage: Rings::with_all_tiers(started, longest),
             loads: BTreeMap::new(),
+            initializations: BTreeMap::new(),
             counters: Counters::default(),
         }
     }
@@ -115,6 +125,32 @@ impl Group {
 
     pub fn forget(&mut self, deployment: Uid) {
         self.loads.remove(&deployment);
+        self.initializations.remove(&deployment);
+    }
+
+    /// Leaves instances out for this long after they have become ready, from now on.
+    pub fn set_initialization_period(&mut self, deployment: Uid, period: Span, now: i64) {
+        if self.initialization_period(deployment) == period {
+            return;
+        }
+        let has_data = |rings: &Rings<Load>| !rings.is_empty();
+        let from = match self.loads.get(&deployment).is_some_and(has_data) {
+            true => now,
+            false => i64::MIN,
+        };
+        self.initializations
+            .insert(deployment, Initialization { period, from });
+    }
+
+    fn initialization_period(&self, deployment: Uid) -> Span {
+        let of = self.initializations.get(&deployment);
+        of.map_or(Span::ZERO, |of| of.period)
+    }
+
+    /// The first second from which all instances are measured with the present initialization period.
+    pub fn initialization_from(&self, deployment: Uid) -> i64 {
+        let of = self.initializations.get(&deployment);
+        of.map_or(i64::MIN, |of| of.from)
     }
 
     pub fn frame(&mut self, now: Timestamp, frame: &Frame) -> Vec<ClosedSecond> {
@@ -276,7 +312,8 @@ impl Group {
         for (length_us, deployments) in open.frames.values() {
             for frame in deployments {
                 let sum = sums.entry(frame.deployment_uid).or_default();
-                sum.add(frame, *length_us);
+                let period = self.initialization_period(frame.deployment_uid);
+                sum.add(frame, *length_us, period.millis() * 1000);
             }
         }
         let started = self.started;

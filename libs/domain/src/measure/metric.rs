@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use contract::frame::SourceKind;
+use contract::frame::{Outcomes, SourceKind};
 use contract::histogram::Histogram;
 
 use super::SignalOptions;
@@ -35,6 +35,9 @@ pub struct MetricRow {
     pub description: &'static str,
     /// Its values in unusual situations.
     pub situations: Situations,
+    /// The definitions of frames by which its values have their present meaning; a window with frames
+    /// of older ones does not scale in.
+    pub definitions: u32,
     /// How it is computed.
     pub computation: Computation,
 }
@@ -74,6 +77,8 @@ pub enum SituationValue {
     Always(f64),
     /// The measured value.
     Measured,
+    /// The age of the oldest request in flight. A rule that reads it never scales in.
+    OldestAge,
     /// No value. A rule that reads it never scales in.
     Unknown,
 }
@@ -83,6 +88,7 @@ impl fmt::Display for SituationValue {
         match self {
             Self::Always(value) => write!(f, "{value}"),
             Self::Measured => f.write_str("measured"),
+            Self::OldestAge => f.write_str("age of the oldest request"),
             Self::Unknown => f.write_str("unknown"),
         }
     }
@@ -93,8 +99,19 @@ impl fmt::Display for SituationValue {
 pub enum Computation {
     /// From counts; `None` if they give it no value.
     Counts(fn(&Coverage, &Load, SignalOptions) -> Option<f64>),
-    /// From the latencies of answers; `None` if there was no answer. The average over a window is
-    /// that of all its answers, not of its seconds.
+    /// The share of some of the requests that ended among those that count. It has no value while there
+    /// are requests and none has ended, and is 0 without requests.
+    Share(fn(&Outcomes, SignalOptions) -> u64),
+    /// Averages over the instances that were measured. Without any it has no value.
+    Instances {
+        /// The average; `None` if no instance was measured.
+        average: fn(&Load) -> Option<f64>,
+        /// The number of instances that it is of, averaged over time.
+        measured: fn(&Coverage, &Load) -> Option<f64>,
+    },
+    /// From the latencies of answers. The average over a window is that of all its answers, not of its
+    /// seconds. While there are requests and none was answered, it is the age of the oldest, and 0
+    /// without requests.
     Latencies(fn(&Histogram) -> Option<f64>),
 }
 

@@ -4,15 +4,14 @@
 //! `every_metric_has_the_values_its_row_documents` creates each situation for each row.
 //! `METRICS.md` is generated from here.
 
-use contract::frame::SourceKind;
+use contract::frame::{Outcomes, SourceKind};
 use contract::histogram::Histogram;
 use contract::resources::ModelClientErrors;
 
 use super::SignalOptions;
 use super::metric::{Computation, MetricRow, ReservedName, SituationValue, Situations, Unit};
-use super::pane::{Coverage, Load};
 
-use SituationValue::{Always, Measured, Unknown};
+use SituationValue::{Always, Measured, OldestAge, Unknown};
 
 /// Every metric that rules may name.
 pub const METRICS: &[MetricRow] = &[
@@ -55,69 +54,69 @@ pub const METRICS: &[MetricRow] = &[
     MetricRow {
         name: "latency_p50",
         aliases: &["RequestLatency_P50"],
-        description: "Median latency of the responses.",
+        description: "Median latency of the answers of the model, and of requests that timed out.",
         computation: Computation::Latencies(|latency| quantile_ms(latency, 5000)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_p90",
         aliases: &["RequestLatency_P90"],
-        description: "90th percentile of the latency of the responses.",
+        description: "90th percentile of the latency of the answers of the model, and of requests that timed out.",
         computation: Computation::Latencies(|latency| quantile_ms(latency, 9000)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_p95",
         aliases: &["RequestLatency_P95"],
-        description: "95th percentile of the latency of the responses.",
+        description: "95th percentile of the latency of the answers of the model, and of requests that timed out.",
         computation: Computation::Latencies(|latency| quantile_ms(latency, 9500)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_p99",
         aliases: &["RequestLatency_P99"],
-        description: "99th percentile of the latency of the responses.",
+        description: "99th percentile of the latency of the answers of the model, and of requests that timed out.",
         computation: Computation::Latencies(|latency| quantile_ms(latency, 9900)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_average",
         aliases: &["RequestLatency"],
-        description: "Mean latency of the responses.",
+        description: "Mean latency of the answers of the model, and of requests that timed out.",
         ..LATENCY
     },
     MetricRow {
         name: "error_ratio",
-        aliases: &[],
-        unit: Unit::Ratio,
-        source: SourceKind::GATEWAY,
-        is_total: false,
-        is_per_instance: false,
-        description: "Bad outcomes among those that count.",
-        situations: Situations {
-            no_traffic: Always(0.0),
-            all_in_flight: Always(0.0),
-            all_refused: Always(1.0),
-            no_instance: Always(0.0),
-            no_report: Unknown,
-        },
-        computation: Computation::Counts(error_ratio),
+        description: "Bad outcomes among those that count, including requests refused for lack of capacity.",
+        computation: Computation::Share(bad),
+        ..ANSWERS
+    },
+    MetricRow {
+        name: "refused_ratio",
+        description: "Requests refused for lack of capacity (too many pending, or no instance available) among those that count; part of `error_ratio`.",
+        computation: Computation::Share(|outcomes, _| outcomes.refused_for_capacity()),
+        ..ANSWERS
     },
     MetricRow {
         name: "cpu_utilization",
         aliases: &["CpuUtilizationPercentage"],
-        description: "CPU used in percent of one core per instance, averaged over instances.",
-        // Without instances, nothing is used.
-        computation: Computation::Counts(|_, load, _| {
-            Some(ratio(load.cpu_us, load.cpu_length_us).map_or(0.0, |share| share * 100.0))
-        }),
+        description: "CPU used in percent of one core, averaged over the instances that were ready for the whole second, after the policy's `initializationPeriod`.",
+        computation: Computation::Instances {
+            average: |load| ratio(load.cpu_us, load.cpu_length_us).map(|share| share * 100.0),
+            measured: |coverage, load| ratio(load.cpu_length_us, coverage.length_us),
+        },
         ..RESOURCE
     },
     MetricRow {
         name: "memory_utilization",
         aliases: &["CpuMemoryUtilizationPercentage"],
-        description: "Memory used in percent of the limit of an instance, averaged over instances; unknown without a limit.",
-        computation: Computation::Counts(memory_utilization),
+        description: "Memory used in percent of the instance's limit, or else of its node's memory, averaged over the same instances as `cpu_utilization`.",
+        computation: Computation::Instances {
+            average: |load| {
+                ratio(load.memory_share_ppm, load.memory_samples).map(|share| share / 10_000.0)
+            },
+            measured: |coverage, load| ratio(load.memory_samples, u64::from(coverage.seconds)),
+        },
         ..RESOURCE
     },
 ];
@@ -132,7 +131,6 @@ pub const RESERVED_NAMES: &[ReservedName] = &[
     reserved("tokens_per_second", &[]),
     reserved("time_to_first_token", &[]),
     reserved("time_per_output_token", &[]),
-    reserved("refused_ratio", &[]),
     reserved("burn_rate", &[]),
     reserved("prometheus", &[]),
     reserved("http", &[]),
@@ -161,6 +159,7 @@ const LOAD: MetricRow = MetricRow {
         no_instance: Measured,
         no_report: Unknown,
     },
+    definitions: 0,
     computation: Computation::Counts(|_, _, _| None),
 };
 
@@ -170,7 +169,27 @@ const ARRIVALS: Situations = Situations {
     ..LOAD.situations
 };
 
-/// Defaults of latencies; without an answer they are 0.
+/// Defaults of shares of the requests that ended.
+const ANSWERS: MetricRow = MetricRow {
+    name: "",
+    aliases: &[],
+    unit: Unit::Ratio,
+    source: SourceKind::GATEWAY,
+    is_total: false,
+    is_per_instance: false,
+    description: "",
+    situations: Situations {
+        no_traffic: Always(0.0),
+        all_in_flight: Unknown,
+        all_refused: Always(1.0),
+        no_instance: Unknown,
+        no_report: Unknown,
+    },
+    definitions: 0,
+    computation: Computation::Share(|_, _| 0),
+};
+
+/// Defaults of latencies; without an answer they are the age of the oldest request in flight.
 const LATENCY: MetricRow = MetricRow {
     name: "",
     aliases: &[],
@@ -181,11 +200,12 @@ const LATENCY: MetricRow = MetricRow {
     description: "",
     situations: Situations {
         no_traffic: Always(0.0),
-        all_in_flight: Always(0.0),
-        all_refused: Always(0.0),
-        no_instance: Always(0.0),
+        all_in_flight: OldestAge,
+        all_refused: Unknown,
+        no_instance: OldestAge,
         no_report: Unknown,
     },
+    definitions: 1,
     computation: Computation::Latencies(|latency| {
         ratio(latency.sum_micros(), latency.count()).map(|micros| micros / 1000.0)
     }),
@@ -204,9 +224,10 @@ const RESOURCE: MetricRow = MetricRow {
         no_traffic: Measured,
         all_in_flight: Measured,
         all_refused: Measured,
-        no_instance: Always(0.0),
+        no_instance: Unknown,
         no_report: Unknown,
     },
+    definitions: 1,
     computation: Computation::Counts(|_, _, _| None),
 };
 
@@ -216,19 +237,12 @@ fn quantile_ms(latency: &Histogram, per_10000: u32) -> Option<f64> {
         .map(|micros| micros as f64 / 1000.0)
 }
 
-fn error_ratio(_: &Coverage, load: &Load, options: SignalOptions) -> Option<f64> {
-    let outcomes = &load.outcomes;
+fn bad(outcomes: &Outcomes, options: SignalOptions) -> u64 {
     let client_errors = match options.model_client_errors {
         ModelClientErrors::Good => 0,
         ModelClientErrors::Bad => outcomes.model_client_error,
     };
-    Some(ratio(outcomes.bad() + client_errors, outcomes.counted()).unwrap_or(0.0))
-}
-
-fn memory_utilization(_: &Coverage, load: &Load, options: SignalOptions) -> Option<f64> {
-    let capacity = options.memory_bytes_per_instance?;
-    let used = ratio(load.memory_bytes, load.memory_samples).unwrap_or(0.0);
-    (capacity > 0).then(|| used / capacity as f64 * 100.0)
+    outcomes.bad() + client_errors
 }
 
 fn ratio(part: u64, whole: u64) -> Option<f64> {

@@ -88,8 +88,6 @@ impl Counters {
 pub struct SignalOptions {
     /// How the endpoint counts a model's 4xx.
     pub model_client_errors: ModelClientErrors,
-    /// Memory limit of one instance; if `None`, `memory_utilization` has no data.
-    pub memory_bytes_per_instance: Option<u64>,
 }
 
 /// The measurements of one bucket.
@@ -137,6 +135,14 @@ impl Measures {
         }
     }
 
+    /// Leaves instances out of averages over instances for this long after they have become ready, from
+    /// now on. Windows that begin before a change are outdated.
+    pub fn set_initialization_period(&mut self, deployment: Uid, period: Span, now: Timestamp) {
+        for group in self.groups.values_mut() {
+            group.set_initialization_period(deployment, period, now.secs());
+        }
+    }
+
     /// Drops the data of a deleted deployment.
     pub fn forget(&mut self, deployment: Uid) {
         for group in self.groups.values_mut() {
@@ -153,12 +159,20 @@ impl Measures {
         now: Timestamp,
     ) -> Vec<Option<Signal>> {
         let mut latencies = BTreeMap::new();
+        let gateways = self.groups.get(&SourceKind::GATEWAY);
+        let mut refused = BTreeMap::new();
         specs
             .iter()
             .map(|spec| {
                 let group = self.groups.get(&spec.metric.row().source)?;
                 let signal = signal::compute(group, deployment, spec, options, now, &mut latencies);
-                Some(signal)
+                let refused = refused.entry(spec.window_seconds()).or_insert_with(|| {
+                    gateways.map_or(0, |of| signal::refused(of, deployment, spec, now))
+                });
+                Some(Signal {
+                    refused: *refused,
+                    ..signal
+                })
             })
             .collect()
     }

@@ -24,34 +24,51 @@ pub struct Load {
     pub in_flight_us: u64,
     /// Sum over requests of the time each waited for an instance, in microseconds.
     pub queued_us: u64,
-    /// Latencies of requests that ended and count.
+    /// Age of the oldest request that had not ended, in microseconds.
+    pub oldest_in_flight_us: u64,
+    /// Latencies of requests that the model answered or that timed out.
     pub latency: Histogram,
-    /// CPU time of instances, in microseconds.
+    /// CPU time of measured instances, in microseconds.
     pub cpu_us: u64,
     /// Instance-time over which CPU was counted.
     pub cpu_length_us: u64,
-    /// Sum of memory readings, in bytes.
-    pub memory_bytes: u64,
+    /// Sum of memory readings, each in millionths of the memory that the instance may use.
+    pub memory_share_ppm: u64,
     /// Number of memory readings: instance-seconds.
     pub memory_samples: u64,
+    /// The oldest definitions that any of it was measured by; `None` if nothing was measured.
+    pub definitions: Option<u32>,
 }
 
 impl Load {
     /// Adds one source's part of a second. Roles are not distinguished: mirrored requests are load
-    /// too.
-    pub fn add(&mut self, frame: &DeploymentFrame, length_us: u64) {
+    /// too. Instances are measured if they were ready for the whole second, after `initialization_us`:
+    /// what one uses to start, or while it gets no requests, is no load.
+    pub fn add(&mut self, frame: &DeploymentFrame, length_us: u64, initialization_us: u64) {
+        self.measured_by(Some(frame.definitions));
         self.outcomes.add(&frame.outcomes);
         self.arrivals += frame.arrivals;
         self.in_flight_us += frame.in_flight_us;
         self.queued_us += frame.queued_us;
+        self.oldest_in_flight_us = self.oldest_in_flight_us.max(frame.oldest_in_flight_us);
         self.latency.merge(&frame.latency);
+        let ready_min_us = length_us.saturating_add(initialization_us);
         for instance in &frame.instances {
+            // Definitions before the first did not include readiness.
+            let is_measured = frame.definitions == 0
+                || (instance.ready_for_us).is_some_and(|ready_us| ready_us >= ready_min_us);
+            if !is_measured {
+                continue;
+            }
             if let Some(cpu_us) = instance.cpu_us {
                 self.cpu_us += cpu_us;
                 self.cpu_length_us += length_us;
             }
-            if let Some(bytes) = instance.memory_bytes {
-                self.memory_bytes = self.memory_bytes.saturating_add(bytes);
+            let limit = instance.memory_limit_bytes.filter(|limit| *limit > 0);
+            if let (Some(bytes), Some(limit)) = (instance.memory_bytes, limit) {
+                let share = u128::from(bytes) * 1_000_000 / u128::from(limit);
+                self.memory_share_ppm +=
+                    u64::try_from(share).unwrap_or(u64::MAX).min(SHARE_PPM_MAX);
                 self.memory_samples += 1;
             }
         }
@@ -60,17 +77,40 @@ impl Load {
 
 impl Merge for Load {
     fn merge(&mut self, other: &Self) {
+        self.latency.merge(&other.latency);
+        self.merge_numbers(other);
+    }
+}
+
+impl Load {
+    /// Whether there were requests for the model, finished or not. Those refused because of the client are
+    /// none, but one whose client left may have waited in vain.
+    pub(super) fn has_traffic(&self) -> bool {
+        self.in_flight_us + self.queued_us + self.oldest_in_flight_us > 0
+            || self.outcomes.counted() + self.outcomes.client_left > 0
+    }
+
+    fn measured_by(&mut self, definitions: Option<u32>) {
+        self.definitions = [self.definitions, definitions].into_iter().flatten().min();
+    }
+
+    /// Adds everything except the latencies, which most metrics do not need.
+    pub(super) fn merge_numbers(&mut self, other: &Self) {
+        self.measured_by(other.definitions);
         self.outcomes.add(&other.outcomes);
         self.arrivals += other.arrivals;
         self.in_flight_us += other.in_flight_us;
         self.queued_us += other.queued_us;
-        self.latency.merge(&other.latency);
+        self.oldest_in_flight_us = self.oldest_in_flight_us.max(other.oldest_in_flight_us);
         self.cpu_us += other.cpu_us;
         self.cpu_length_us += other.cpu_length_us;
-        self.memory_bytes = self.memory_bytes.saturating_add(other.memory_bytes);
+        self.memory_share_ppm += other.memory_share_ppm;
         self.memory_samples += other.memory_samples;
     }
 }
+
+/// Bounds what one reading adds, so that sums over the longest window cannot overflow.
+const SHARE_PPM_MAX: u64 = 1_000_000_000;
 
 /// How much of a period was measured at all; the same for every deployment of a bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -194,6 +234,11 @@ impl<T: Merge> Rings<T> {
             self.since[tier] = self.since[tier].max(now - ring.keep);
         }
         ring.keep = ring.keep.max(window_seconds);
+    }
+
+    /// Whether nothing was ever added.
+    pub fn is_empty(&self) -> bool {
+        self.rings[0].panes.is_empty()
     }
 
     pub fn add(&mut self, second: i64, part: &T) {

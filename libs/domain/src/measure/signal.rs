@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use contract::decision::Signal;
+use contract::decision::{Signal, Unmeasured};
 use contract::frame::SourceKind;
 use contract::histogram::Histogram;
 use contract::ids::Uid;
@@ -18,6 +18,9 @@ use super::{AHEAD_MAX, SignalOptions};
 /// A window ends with the last closed second, but at most this long ago: when frames stop arriving,
 /// the window moves on and empties.
 const STALE_AFTER_SECONDS: i64 = 3;
+
+/// Refusals are counted over at most this window: older ones say nothing about the capacity now.
+const REFUSALS_WINDOW_MAX_SECONDS: i64 = 120;
 
 /// Latencies of complete windows, shared by the quantiles that one policy reads.
 pub(super) type LatencyCache = BTreeMap<(SourceKind, i64, i64), Histogram>;
@@ -47,11 +50,18 @@ pub(super) fn compute(
     let seconds: u32 = panes.iter().map(|(_, coverage, _)| coverage.seconds).sum();
     let wanted = spec.window_seconds();
     let since = rings.map_or(group.started(), |rings| rings.since(window));
-    let value = match (spec.metric.row().computation, spec.aggregation) {
+    let row = spec.metric.row();
+    let unmeasured = match seconds {
+        0 => None,
+        _ => unmeasured(row.computation, &panes),
+    };
+    let value = match (row.computation, spec.aggregation) {
         _ if seconds == 0 => None,
+        (Computation::Latencies(_), _) if unmeasured.is_some() => oldest_in_flight_ms(&panes),
+        (Computation::Share(_), _) if unmeasured.is_some() && !has_ended(&panes) => None,
         (Computation::Latencies(of), Aggregation::Average) => {
             let latency = latencies
-                .entry((spec.metric.row().source.clone(), from, end))
+                .entry((row.source.clone(), from, end))
                 .or_insert_with(|| {
                     let mut whole = Histogram::default();
                     panes
@@ -63,6 +73,13 @@ pub(super) fn compute(
         }
         _ => aggregate(spec, options, &panes),
     };
+    let instances = match row.computation {
+        Computation::Instances { measured, .. } if value.is_some() => {
+            let (coverage, load) = sum(&panes);
+            measured(&coverage, &load)
+        }
+        _ => None,
+    };
     Signal {
         value,
         seconds_covered: seconds.min(wanted),
@@ -71,7 +88,61 @@ pub(super) fn compute(
             .iter()
             .any(|(_, coverage, _)| coverage.partial_seconds > 0),
         warming: from < since,
+        refused: 0,
+        outdated: panes
+            .iter()
+            .filter_map(|(_, _, load)| load.definitions)
+            .any(|definitions| definitions < row.definitions)
+            || (instances.is_some() && from < group.initialization_from(deployment)),
+        unmeasured,
+        instances,
     }
+}
+
+/// The requests to the deployment that gateways refused for lack of capacity, over the window of a
+/// signal.
+pub(super) fn refused(gateways: &Group, deployment: Uid, spec: &SignalSpec, now: Timestamp) -> u64 {
+    let Some(rings) = gateways.load(deployment) else {
+        return 0;
+    };
+    let window = i64::from(spec.window_seconds()).min(REFUSALS_WINDOW_MAX_SECONDS);
+    let end = window_end(gateways, now);
+    rings
+        .between(window, end - window, end)
+        .map(|(_, load)| load.outcomes.refused_for_capacity())
+        .sum()
+}
+
+/// Why the panes give the metric no value although there is a report.
+fn unmeasured(computation: Computation, panes: &[(i64, &Coverage, &Load)]) -> Option<Unmeasured> {
+    let has_traffic = || panes.iter().any(|(_, _, load)| load.has_traffic());
+    let is_answered = |load: &Load| match computation {
+        Computation::Counts(_) | Computation::Instances { .. } => true,
+        Computation::Share(_) => load.outcomes.answered() > 0,
+        Computation::Latencies(_) => !load.latency.is_empty(),
+    };
+    if let Computation::Instances { average, .. } = computation {
+        let is_measured = panes.iter().any(|(_, _, load)| average(load).is_some());
+        return (!is_measured && !panes.is_empty()).then_some(Unmeasured::NoInstance);
+    }
+    let is_unanswered = match computation {
+        Computation::Counts(_) => false,
+        _ => !panes.iter().any(|(_, _, load)| is_answered(load)) && has_traffic(),
+    };
+    is_unanswered.then_some(Unmeasured::Unanswered)
+}
+
+/// Whether any request ended that counts.
+fn has_ended(panes: &[(i64, &Coverage, &Load)]) -> bool {
+    panes.iter().any(|(_, _, load)| load.outcomes.counted() > 0)
+}
+
+/// The highest age that a request reached without an answer, in milliseconds: its latency is going to be
+/// higher.
+fn oldest_in_flight_ms(panes: &[(i64, &Coverage, &Load)]) -> Option<f64> {
+    let ages = panes.iter().map(|(_, _, load)| load.oldest_in_flight_us);
+    let oldest_us = ages.max().filter(|oldest_us| *oldest_us > 0)?;
+    Some(oldest_us as f64 / 1000.0)
 }
 
 /// The second after the window.
@@ -84,19 +155,25 @@ fn window_end(group: &Group, now: Timestamp) -> i64 {
     }
 }
 
+/// The window as one period, without its latencies.
+fn sum(panes: &[(i64, &Coverage, &Load)]) -> (Coverage, Load) {
+    let mut coverage = Coverage::default();
+    let mut load = Load::default();
+    for (_, part, of) in panes {
+        coverage.seconds += part.seconds;
+        coverage.length_us += part.length_us;
+        load.merge_numbers(of);
+    }
+    (coverage, load)
+}
+
 fn aggregate(
     spec: &SignalSpec,
     options: SignalOptions,
     panes: &[(i64, &Coverage, &Load)],
 ) -> Option<f64> {
     if spec.aggregation == Aggregation::Average {
-        let mut coverage = Coverage::default();
-        let mut load = Load::default();
-        for (_, part, of) in panes {
-            coverage.seconds += part.seconds;
-            coverage.length_us += part.length_us;
-            add_numbers(&mut load, of);
-        }
+        let (coverage, load) = sum(panes);
         return value_of(spec.metric.row().computation, options, &coverage, &load);
     }
     let values: Vec<(u32, f64)> = panes
@@ -123,18 +200,6 @@ fn aggregate(
     }
 }
 
-/// Adds everything except the histogram, which averages do not need.
-fn add_numbers(sum: &mut Load, part: &Load) {
-    sum.outcomes.add(&part.outcomes);
-    sum.arrivals += part.arrivals;
-    sum.in_flight_us += part.in_flight_us;
-    sum.queued_us += part.queued_us;
-    sum.cpu_us += part.cpu_us;
-    sum.cpu_length_us += part.cpu_length_us;
-    sum.memory_bytes = sum.memory_bytes.saturating_add(part.memory_bytes);
-    sum.memory_samples += part.memory_samples;
-}
-
 /// The smallest value such that at least the given share of seconds is at or below it.
 fn quantile(mut values: Vec<(u32, f64)>, per_10000: u32) -> Option<f64> {
     values.sort_by(|(_, a), (_, b)| a.total_cmp(b));
@@ -159,6 +224,13 @@ fn value_of(
 ) -> Option<f64> {
     match computation {
         Computation::Counts(of) => of(coverage, load, options),
-        Computation::Latencies(of) => Some(of(&load.latency).unwrap_or(0.0)),
+        Computation::Instances { average, .. } => average(load),
+        Computation::Share(of) => match load.outcomes.counted() {
+            0 => (!load.has_traffic()).then_some(0.0),
+            counted => Some(of(&load.outcomes, options) as f64 / counted as f64),
+        },
+        Computation::Latencies(of) => {
+            of(&load.latency).or_else(|| (!load.has_traffic()).then_some(0.0))
+        }
     }
 }

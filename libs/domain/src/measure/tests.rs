@@ -2,6 +2,7 @@
 
 mod rows;
 
+use contract::decision::Unmeasured;
 use contract::frame::{DeploymentFrame, InstanceFrame, Outcomes, Role};
 use contract::histogram::Histogram;
 use contract::ids::{Bucket, EndpointKey, InstanceId};
@@ -361,38 +362,333 @@ fn error_ratios_count_as_the_contract_says() {
     assert_eq!(strict.value, Some(0.2));
 }
 
-#[test]
-fn utilisation_is_averaged_over_instances_and_comes_from_nodes() {
+/// The signals over three seconds of requests that hang, behind two gateways.
+fn hanging() -> impl Fn(&str, &str) -> Signal {
     let mut measures = measures();
-    let instance = |name: &str, cpu_us, memory_bytes| InstanceFrame {
-        cpu_us: Some(cpu_us),
-        memory_bytes: Some(memory_bytes),
-        ..InstanceFrame::new(InstanceId::from(name.to_owned()))
+    let frame = |source, second: i64, oldest_ms: u64| Frame {
+        deployments: vec![DeploymentFrame {
+            oldest_in_flight_us: oldest_ms * 1000,
+            in_flight_us: 1_000_000,
+            ..deployment()
+        }],
+        ..empty(source, second)
     };
+    for second in 0..3 {
+        let at = START + second;
+        let age = 1000 * (second as u64 + 1);
+        measures.frame(after(at, 5), &frame(gateway("a"), at, age));
+        measures.frame(after(at, 6), &frame(gateway("bb"), at, age + 250));
+    }
+    move |metric, aggregation| {
+        let now = after(START + 2, 6);
+        signal(&measures, spec(metric, 2, aggregation), now)
+    }
+}
+
+#[test]
+fn while_no_request_is_answered_the_latency_is_the_age_of_the_oldest() {
+    let hanging = hanging();
+    for metric in ["latency_p50", "latency_p99", "latency_average"] {
+        for aggregation in ["average", "min", "max", "last", "p90"] {
+            let latency = hanging(metric, aggregation);
+            assert_eq!(latency.value, Some(3250.0), "{metric} {aggregation}");
+            assert_eq!(latency.unmeasured, Some(Unmeasured::Unanswered));
+        }
+    }
+}
+
+#[test]
+fn while_no_request_ends_the_shares_of_requests_have_no_value() {
+    let hanging = hanging();
+    for metric in ["error_ratio", "refused_ratio"] {
+        for aggregation in ["average", "min", "max", "last", "p90"] {
+            let share = hanging(metric, aggregation);
+            assert_eq!(share.value, None, "{metric} {aggregation}");
+            assert_eq!(share.unmeasured, Some(Unmeasured::Unanswered));
+        }
+    }
+    assert_eq!(hanging("concurrency", "average").unmeasured, None);
+}
+
+#[test]
+fn one_answer_in_the_window_is_the_latency_and_seconds_without_one_do_not_count() {
+    let hangs = || DeploymentFrame {
+        in_flight_us: 1_000_000,
+        oldest_in_flight_us: 900_000,
+        ..deployment()
+    };
+    let mut answers = hangs();
+    answers.latency.record(40_000);
+    answers.outcomes.success = 1;
+    let (measures, now) = one_gateway([hangs(), answers, hangs()]);
+    for aggregation in ["average", "min", "max", "last"] {
+        let latency = signal(&measures, spec("latency_average", 3, aggregation), now);
+        assert_eq!((latency.value, latency.unmeasured), (Some(40.0), None));
+        let errors = signal(&measures, spec("error_ratio", 3, aggregation), now);
+        assert_eq!((errors.value, errors.unmeasured), (Some(0.0), None));
+    }
+}
+
+#[test]
+fn requests_without_an_answer_are_not_a_latency_of_zero() {
+    let ended = |outcomes| {
+        let (measures, now) = one_gateway([DeploymentFrame {
+            outcomes,
+            ..deployment()
+        }]);
+        signal(&measures, spec("latency_p90", 1, "average"), now).value
+    };
+    let none = Outcomes::default();
+    for outcomes in [
+        Outcomes {
+            too_many_pending: 3,
+            ..none
+        },
+        Outcomes {
+            unreachable: 3,
+            ..none
+        },
+        Outcomes {
+            client_left: 3,
+            ..none
+        },
+    ] {
+        assert_eq!(ended(outcomes), None, "{outcomes:?}");
+    }
+    // A request that is refused because of the client is none for the model.
+    assert_eq!(ended(Outcomes { refused: 3, ..none }), Some(0.0));
+}
+
+#[test]
+fn refusals_for_lack_of_capacity_are_a_ratio_of_their_own() {
+    let outcomes = Outcomes {
+        success: 5,
+        too_many_pending: 2,
+        unavailable: 1,
+        hold_full: 1,
+        hold_expired: 1,
+        refused: 50,
+        ..Outcomes::default()
+    };
+    let (measures, now) = one_gateway([DeploymentFrame {
+        outcomes,
+        ..deployment()
+    }]);
+    let of = |metric| signal(&measures, spec(metric, 1, "average"), now);
+    assert_eq!(of("refused_ratio").value, Some(0.5));
+    assert_eq!(of("error_ratio").value, Some(0.5));
+    assert_eq!(of("concurrency").refused, 5);
+    assert_eq!(of("cpu_utilization").refused, 5);
+}
+
+#[test]
+fn refusals_are_counted_over_the_window_of_the_signal() {
+    let refused = |second: u64| DeploymentFrame {
+        outcomes: Outcomes {
+            too_many_pending: u64::from(second == 0),
+            ..Outcomes::default()
+        },
+        ..deployment()
+    };
+    let (measures, now) = one_gateway((0..130).map(refused));
+    let (recent, _) = one_gateway((0..30).map(refused));
+    let counted = |measures: &Measures, seconds, now| {
+        signal(measures, spec("concurrency", seconds, "average"), now).refused
+    };
+    assert_eq!(counted(&recent, 10, after(START + 29, 5)), 0);
+    assert_eq!(counted(&recent, 60, after(START + 29, 5)), 1);
+    // An hour of refusals long past says nothing about the capacity now.
+    assert_eq!(counted(&measures, 3600, now), 0);
+}
+
+#[test]
+fn a_window_with_a_frame_of_older_definitions_says_so_where_the_meaning_has_changed() {
+    let of = |second: u64| DeploymentFrame {
+        definitions: u32::from(second > 0),
+        ..deployment()
+    };
+    let (measures, now) = one_gateway((0..10).map(of));
+    let outdated = |metric, seconds| {
+        let spec = spec(metric, seconds, "average");
+        signal(&measures, spec, now).outdated
+    };
+    assert!(outdated("latency_p90", 10));
+    assert!(!outdated("latency_p90", 9));
+    assert!(!outdated("requests_per_second", 10));
+}
+
+/// A ready instance that used so much of a core, in percent, and of its 1,000 bytes of memory.
+fn instance(name: &str, cpu_percent: u64, memory_bytes: u64) -> InstanceFrame {
+    InstanceFrame {
+        cpu_us: Some(cpu_percent * 10_000),
+        ready_for_us: Some(60_000_000),
+        memory_bytes: Some(memory_bytes),
+        memory_limit_bytes: Some(1000),
+        ..InstanceFrame::new(InstanceId::from(name.to_owned()))
+    }
+}
+
+/// A node that sends these instances, one list a second.
+fn one_node(
+    measures: &mut Measures,
+    seconds: impl IntoIterator<Item = Vec<InstanceFrame>>,
+) -> Timestamp {
     let node = Source {
         kind: SourceKind::NODE,
         id: "node".into(),
     };
-    let frame = Frame {
+    let mut now = after(START, 5);
+    for (index, instances) in seconds.into_iter().enumerate() {
+        let second = START + index as i64;
+        now = after(second, 5);
+        let frame = Frame {
+            deployments: vec![DeploymentFrame {
+                instances,
+                ..deployment()
+            }],
+            ..empty(node.clone(), second)
+        };
+        measures.frame(now, &frame);
+    }
+    now
+}
+
+/// The CPU utilisation over so many seconds.
+fn cpu(seconds: Vec<Vec<InstanceFrame>>) -> Signal {
+    let mut measures = measures();
+    let window = seconds.len() as u64;
+    let now = one_node(&mut measures, seconds);
+    signal(&measures, spec("cpu_utilization", window, "average"), now)
+}
+
+#[test]
+fn utilisation_is_averaged_over_instances_and_comes_from_nodes() {
+    let mut measures = measures();
+    let seconds = [vec![instance("a", 90, 300), instance("b", 50, 500)]];
+    let now = one_node(&mut measures, seconds);
+    let value = |metric| signal(&measures, spec(metric, 1, "average"), now).value;
+    assert_eq!(value("cpu_utilization"), Some(70.0));
+    assert_eq!(value("memory_utilization"), Some(40.0));
+}
+
+#[test]
+fn instances_that_were_not_ready_for_the_whole_second_are_not_measured() {
+    let starting = InstanceFrame {
+        ready_for_us: None,
+        ..instance("b", 100, 900)
+    };
+    let just_ready = InstanceFrame {
+        ready_for_us: Some(999_999),
+        ..instance("c", 0, 0)
+    };
+    let measured = cpu(vec![vec![instance("a", 60, 300), starting, just_ready]]);
+    assert_eq!(
+        (measured.value, measured.instances),
+        (Some(60.0), Some(1.0))
+    );
+}
+
+#[test]
+fn the_number_of_measured_instances_is_averaged_over_time() {
+    let one = || vec![instance("a", 60, 300)];
+    let two = vec![instance("a", 40, 300), instance("b", 20, 300)];
+    let measured = cpu(vec![one(), one(), one(), two]);
+    assert_eq!(
+        (measured.value, measured.instances),
+        (Some(48.0), Some(1.25))
+    );
+}
+
+#[test]
+fn without_a_ready_instance_or_a_report_of_it_utilisation_has_no_value() {
+    let starting = InstanceFrame {
+        ready_for_us: None,
+        ..instance("a", 100, 900)
+    };
+    let silent = InstanceFrame {
+        cpu_us: None,
+        ..instance("a", 100, 900)
+    };
+    for instances in [vec![], vec![starting], vec![silent]] {
+        let none = cpu(vec![instances.clone()]);
+        assert_eq!((none.value, none.instances), (None, None), "{instances:?}");
+        assert_eq!(none.unmeasured, Some(Unmeasured::NoInstance));
+    }
+}
+
+#[test]
+fn memory_is_a_share_of_what_each_instance_may_use() {
+    let limited = |name, bytes, limit| InstanceFrame {
+        memory_limit_bytes: limit,
+        ..instance(name, 0, bytes)
+    };
+    let mut measures = measures();
+    let instances = vec![
+        limited("a", 900, Some(1000)),
+        limited("b", 900, Some(3000)),
+        limited("c", 900, None),
+    ];
+    let now = one_node(&mut measures, [instances]);
+    let memory = signal(&measures, spec("memory_utilization", 1, "average"), now);
+    assert_eq!((memory.value, memory.instances), (Some(60.0), Some(2.0)));
+}
+
+#[test]
+fn instances_are_not_measured_before_their_initialization_period_is_over() {
+    let ready_for = |name, seconds: u64, percent| InstanceFrame {
+        ready_for_us: Some(seconds * 1_000_000),
+        ..instance(name, percent, 300)
+    };
+    let mut measures = measures();
+    let period = Span::from_secs(30);
+    measures.set_initialization_period(uid(), period, Timestamp::from_secs(START));
+    let seconds = [30, 31].map(|age| vec![ready_for("a", 90, 40), ready_for("b", age, 100)]);
+    let now = one_node(&mut measures, seconds);
+    let of = |window| signal(&measures, spec("cpu_utilization", window, "average"), now);
+    assert_eq!((of(1).value, of(1).instances), (Some(70.0), Some(2.0)));
+    assert_eq!((of(2).value, of(2).instances), (Some(60.0), Some(1.5)));
+    assert!(!of(2).outdated);
+}
+
+#[test]
+fn a_window_from_before_the_initialization_period_changed_is_outdated() {
+    let mut measures = measures();
+    let second = || vec![instance("a", 40, 300)];
+    one_node(&mut measures, [second(), second()]);
+    let changed = Timestamp::from_secs(START + 2);
+    measures.set_initialization_period(uid(), Span::from_secs(5), changed);
+    let now = one_node(&mut measures, (0..5).map(|_| second()));
+    let outdated = |window| {
+        let spec = spec("cpu_utilization", window, "average");
+        signal(&measures, spec, now).outdated
+    };
+    assert!(outdated(4) && !outdated(3));
+}
+
+#[test]
+fn a_node_of_an_older_release_scales_out_and_never_in() {
+    let mut measures = measures();
+    let older = Frame {
         deployments: vec![DeploymentFrame {
-            instances: vec![instance("a", 900_000, 300), instance("b", 500_000, 500)],
+            definitions: 0,
+            instances: vec![InstanceFrame {
+                ready_for_us: None,
+                ..instance("a", 90, 300)
+            }],
             ..deployment()
         }],
-        ..empty(node, START)
+        ..empty(
+            Source {
+                kind: SourceKind::NODE,
+                id: "node".into(),
+            },
+            START,
+        )
     };
-    let closed = measures.frame(after(START, 5), &frame);
-    assert_eq!(closed[0].kind, SourceKind::NODE);
-    let options = SignalOptions {
-        memory_bytes_per_instance: Some(1000),
-        ..SignalOptions::default()
-    };
-    let specs = ["cpu_utilization", "memory_utilization"].map(|name| spec(name, 1, "average"));
-    let signals = measures.signals(uid(), &specs, options, after(START, 5));
-    let values: Vec<_> = signals.iter().map(|signal| signal.unwrap().value).collect();
-    assert_eq!(values, [Some(70.0), Some(40.0)]);
-    // Without the memory limit there is no utilisation.
-    let unknown = signal(&measures, specs[1], after(START, 5));
-    assert_eq!(unknown.value, None);
+    measures.frame(after(START, 5), &older);
+    let spec = spec("cpu_utilization", 1, "average");
+    let cpu = signal(&measures, spec, after(START, 5));
+    assert_eq!((cpu.value, cpu.outdated), (Some(90.0), true));
 }
 
 #[test]

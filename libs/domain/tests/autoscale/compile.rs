@@ -29,6 +29,18 @@ fn with(mut document: Value, pointer: &str, value: Value) -> Value {
 }
 
 #[test]
+fn an_initialization_period_is_at_most_an_hour() {
+    let compiled = |period: &str| {
+        let more = json!({"initializationPeriod": period});
+        compile(&spec(&document(json!([]), more)))
+    };
+    assert!(compiled("1h").is_ok());
+    let findings = compiled("61m").unwrap_err();
+    assert_eq!(findings[0].pointer, "/spec/initializationPeriod");
+    assert!(findings[0].detail.contains("write at most 1h"));
+}
+
+#[test]
 fn each_fault_of_a_rule_is_refused_with_its_field() {
     let first = "/spec/profiles/0/rules/0";
     for (change, value, pointer, part) in [

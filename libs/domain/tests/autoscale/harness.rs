@@ -3,11 +3,15 @@
 use contract::decision::{
     CarriedState, Decision, DecisionInputs, InstanceCounts, Pause, Pin, Signal,
 };
-use contract::ids::{DeploymentRef, Uid};
+use contract::frame::{DeploymentFrame, Frame, Role, Source, SourceKind};
+use contract::ids::{Bucket, DeploymentRef, EndpointKey, Uid};
 use contract::problem::Finding;
 use contract::resources::AutoscaleSpec;
 use contract::time::{Span, Timestamp};
-use domain::autoscale::{Policy, carried_next, decide, reevaluate};
+use domain::autoscale::{
+    Evaluation, Policy, TickInputs, carried_next, carry, decide, evaluate, explain, reevaluate,
+};
+use domain::measure::{Measures, SignalOptions};
 use domain::zones::ZoneData;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -91,8 +95,7 @@ pub fn whole(value: f64) -> Signal {
         value: Some(value),
         seconds_covered: 10,
         seconds_wanted: 10,
-        partial: false,
-        warming: false,
+        ..Signal::default()
     }
 }
 
@@ -187,5 +190,116 @@ impl Harness {
         self.inputs.instances.ready = decision.granted;
         self.now = self.now + Span::from_secs(seconds);
         decision
+    }
+}
+
+/// A frame without any measurements.
+pub fn deployment_frame() -> DeploymentFrame {
+    let key = EndpointKey::new(&"iris".parse().unwrap());
+    DeploymentFrame::new(key, "blue".parse().unwrap(), uid(), Role::LIVE)
+}
+
+/// Evaluates a policy every second on what gateways send.
+pub struct Scaler {
+    policy: Policy,
+    measures: Measures,
+    carried: CarriedState,
+    second: i64,
+}
+
+impl Scaler {
+    pub fn new(document: &Value, instances: u32) -> Self {
+        let policy = compile(&spec(document)).unwrap();
+        let mut measures = Measures::new(START);
+        measures.watch(uid(), policy.signals(), START);
+        let period = policy.spec().initialization_period;
+        measures.set_initialization_period(uid(), period, START);
+        Self {
+            policy,
+            measures,
+            carried: CarriedState {
+                granted: Some(instances),
+                ..CarriedState::default()
+            },
+            second: START.secs(),
+        }
+    }
+
+    pub fn receive(&mut self, kind: SourceKind, sent: Vec<DeploymentFrame>) {
+        let frame = Frame {
+            source: Source {
+                kind,
+                id: "one".into(),
+            },
+            boot: Uuid::nil(),
+            sequence: (self.second - START.secs()) as u64,
+            bucket: Bucket(3),
+            start: Timestamp::from_secs(self.second),
+            length_us: 1_000_000,
+            routes: Default::default(),
+            members: Default::default(),
+            hello: None,
+            goodbye: false,
+            deployments: sent,
+        };
+        self.measures.frame(self.end(), &frame);
+    }
+
+    fn end(&self) -> Timestamp {
+        Timestamp::from_secs(self.second + 1) + Span::from_millis(5)
+    }
+
+    /// The count granted last.
+    pub fn granted(&self) -> u32 {
+        self.carried.granted.unwrap_or(0)
+    }
+
+    /// Continues from another count.
+    pub fn set_granted(&mut self, count: u32) {
+        self.carried.granted = Some(count);
+    }
+
+    /// Like [`decide`](Self::decide), without the explanation.
+    pub fn step(&mut self, ready: u32) -> u32 {
+        self.evaluate(ready, |_, evaluation| evaluation.granted)
+    }
+
+    /// Decides at the end of a second, and moves to the next.
+    pub fn decide(&mut self, ready: u32) -> Decision {
+        let policy = self.policy.clone();
+        let now = self.end();
+        self.evaluate(ready, |tick, _| {
+            explain(&deployment(), uid(), Some(&policy), tick, now)
+        })
+    }
+
+    fn evaluate<T>(
+        &mut self,
+        ready: u32,
+        result: impl FnOnce(&TickInputs<'_>, Evaluation) -> T,
+    ) -> T {
+        let now = self.end();
+        self.second += 1;
+        let options = SignalOptions::default();
+        let specs = self.policy.signals();
+        let signals = self.measures.signals(uid(), specs, options, now);
+        let count = self.granted();
+        let tick = TickInputs {
+            policy_revision: 1,
+            fixed_instances: 1,
+            pin: None,
+            pause: Pause::default(),
+            instances: InstanceCounts {
+                ready,
+                pending: count.saturating_sub(ready),
+            },
+            signals: &signals,
+            carried: &self.carried,
+            selection: None,
+        };
+        let evaluation = evaluate(Some(&self.policy), &tick, now);
+        let result = result(&tick, evaluation);
+        carry(&mut self.carried, Some(&self.policy), &evaluation, now);
+        result
     }
 }

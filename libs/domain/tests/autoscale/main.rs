@@ -4,9 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod compile;
+mod evidence;
 mod golden;
 mod harness;
+mod overload;
 mod properties;
 mod rules;
 mod schedules;
+mod starting;
 mod time;

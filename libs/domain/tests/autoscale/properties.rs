@@ -140,8 +140,7 @@ fn signal() -> impl Strategy<Value = Option<Signal>> {
         value: Some(value),
         seconds_covered: 30,
         seconds_wanted: 30,
-        partial: false,
-        warming: false,
+        ..Signal::default()
     });
     let any = (
         prop::option::of(0.0f64..200.0),
@@ -155,6 +154,7 @@ fn signal() -> impl Strategy<Value = Option<Signal>> {
             seconds_wanted: 30,
             partial,
             warming,
+            ..Signal::default()
         });
     prop_oneof![6 => whole.prop_map(Some), 1 => any.prop_map(Some), 1 => Just(None)]
 }
@@ -380,7 +380,7 @@ proptest! {
         let mut carried = CarriedState::default();
         for (second, value) in values.iter().enumerate() {
             let now = START + Span::from_secs(second as u64);
-            let signal = Signal { value: Some(*value), seconds_covered: 30, seconds_wanted: 30, partial: false, warming: false };
+            let signal = Signal { value: Some(*value), seconds_covered: 30, seconds_wanted: 30, ..Signal::default() };
             let signals = vec![Some(signal); policy.signals().len()];
             let inputs = TickInputs {
                 policy_revision: 1,

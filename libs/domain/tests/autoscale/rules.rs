@@ -207,6 +207,114 @@ fn scale_in_stops_where_a_rule_would_scale_out_again() {
     }
 }
 
+/// A policy that scales in on low CPU, while `refused` requests are refused.
+fn refusing(refused: u64, more: serde_json::Value) -> Harness {
+    let rules = json!([on_cpu("in", "< 40", json!({"direction": "in", "by": 1}))]);
+    let signal = contract::decision::Signal {
+        refused,
+        ..whole(10.0)
+    };
+    Harness::new(document(rules, more), 4).signal(CPU, signal)
+}
+
+#[test]
+fn no_rule_scales_in_while_requests_are_refused_for_lack_of_capacity() {
+    for (refused, granted, outcome) in [
+        (0, 3, DecisionOutcome::Applied),
+        (1, 4, DecisionOutcome::HeldByRefusals),
+        (17, 4, DecisionOutcome::HeldByRefusals),
+    ] {
+        let decision = refusing(refused, json!({})).decide();
+        assert_eq!((decision.granted, decision.outcome), (granted, outcome));
+        assert_eq!(decision.decided_by.as_deref(), Some("in"));
+    }
+}
+
+#[test]
+fn a_scale_in_held_by_refusals_is_explained() {
+    let text = domain::autoscale::explain::text(&refusing(17, json!({})).decide());
+    assert!(
+        text.contains("`in` would scale in: 17 requests were refused"),
+        "{text}"
+    );
+}
+
+#[test]
+fn bounds_schedules_and_pins_scale_in_while_requests_are_refused() {
+    let rules = json!([on_cpu("in", "< 40", json!({"direction": "in", "by": 1}))]);
+    let capacity = |max: u32| json!({"min": 1, "max": max, "default": 1});
+    let bounds = json!({"profiles": [
+        {"name": "default", "capacity": capacity(2), "rules": rules.clone()},
+    ]});
+    assert_eq!(refusing(17, bounds).decide().granted, 2);
+    let schedule = json!({"profiles": [
+        {"name": "default", "capacity": capacity(9), "rules": rules},
+        {"name": "quiet", "priority": 1, "capacity": capacity(3),
+         "schedule": {"cron": "* * * * *", "duration": "1h"}},
+    ]});
+    assert_eq!(refusing(17, schedule).decide().granted, 3);
+    let pinned = refusing(17, json!({})).pinned(1, None);
+    assert_eq!(pinned.decide().granted, 1);
+}
+
+fn unanswered(value: Option<f64>) -> contract::decision::Signal {
+    contract::decision::Signal {
+        value,
+        unmeasured: Some(contract::decision::Unmeasured::Unanswered),
+        ..whole(0.0)
+    }
+}
+
+#[test]
+fn the_age_of_an_unanswered_request_scales_out_and_never_in() {
+    let rules = json!([
+        on_cpu("out", "> 70", json!({"direction": "out", "by": 1})),
+        on_cpu("in", "< 40", json!({"direction": "in", "by": 1})),
+    ]);
+    let harness = Harness::new(document(rules, json!({})), 4);
+    let decide = |age| harness.clone().signal(CPU, unanswered(age)).decide();
+    assert_eq!(decide(Some(80.0)).granted, 5);
+    let held = decide(Some(10.0));
+    assert_eq!((held.granted, held.outcome), (4, DecisionOutcome::Unknown));
+    assert!(
+        held.rules[1].because.contains("none was answered"),
+        "{held:?}"
+    );
+}
+
+#[test]
+fn what_could_not_be_measured_is_not_missing_data() {
+    let rules = json!([on_cpu("in", "< 40", json!({"direction": "in", "by": 1}))]);
+    let more = json!({"missing": "default", "profiles": [
+        {"name": "default", "capacity": {"min": 1, "max": 9, "default": 7}, "rules": rules},
+    ]});
+    let harness = Harness::new(document(json!([]), more), 4);
+    assert_eq!(harness.clone().signal(CPU, missing()).decide().granted, 7);
+    let held = harness.signal(CPU, unanswered(None)).decide();
+    assert_eq!((held.granted, held.outcome), (4, DecisionOutcome::Unknown));
+    assert_eq!(held.rules[0].value, None);
+}
+
+#[test]
+fn a_window_measured_by_other_definitions_scales_out_and_never_in() {
+    let outdated = |value| contract::decision::Signal {
+        outdated: true,
+        ..whole(value)
+    };
+    let rules = json!([
+        on_cpu("out", "> 70", json!({"direction": "out", "by": 1})),
+        on_cpu("in", "< 40", json!({"direction": "in", "by": 1})),
+    ]);
+    let harness = Harness::new(document(rules, json!({})), 4);
+    assert_eq!(
+        harness.clone().signal(CPU, outdated(80.0)).decide().granted,
+        5
+    );
+    let held = harness.signal(CPU, outdated(10.0)).decide();
+    assert_eq!((held.granted, held.outcome), (4, DecisionOutcome::Unknown));
+    assert!(held.rules[1].because.contains("other definitions"));
+}
+
 #[test]
 fn scale_in_is_projected_over_targets_too() {
     let mut rules = track(20.0);

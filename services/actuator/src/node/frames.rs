@@ -10,7 +10,7 @@ use contract::time::{Span, Timestamp};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::state::NodeState;
+use super::state::{NodeState, Readiness};
 
 const SECOND: Span = Span::from_secs(1);
 /// The bucket whose frames carry the hello of a source.
@@ -28,6 +28,17 @@ pub(super) struct Frames {
     closed_at: Instant,
     /// CPU totals as of when the last second closed.
     cpu_us: BTreeMap<InstanceId, u64>,
+    ready: BTreeMap<InstanceId, ReadyPeriod>,
+}
+
+/// Since when an instance has been ready.
+#[derive(Clone, Copy, Debug)]
+struct ReadyPeriod {
+    readiness: Readiness,
+    /// The end of the second in which it became ready.
+    seen_at: Instant,
+    /// How long it had been ready then, as the log knows.
+    before: Span,
 }
 
 impl Frames {
@@ -43,6 +54,7 @@ impl Frames {
             last_start: None,
             closed_at: Instant::now(),
             cpu_us: BTreeMap::new(),
+            ready: BTreeMap::new(),
         }
     }
 
@@ -71,7 +83,7 @@ impl Frames {
         }
         let closed_at = Instant::now();
         let length_us = closed_at.duration_since(self.closed_at).as_micros() as u64;
-        let mut deployments = self.deployments(samples, state);
+        let mut deployments = self.deployments(samples, state, now, closed_at);
         let frames = Bucket::of_endpoints()
             .map(|bucket| Frame {
                 source: self.source.clone(),
@@ -97,13 +109,24 @@ impl Frames {
         &mut self,
         samples: &[ResourceSample],
         state: &NodeState,
+        now: Timestamp,
+        closed_at: Instant,
     ) -> BTreeMap<Bucket, Vec<DeploymentFrame>> {
         let mut instances = BTreeMap::<(EndpointKey, Uid), (Name, Vec<InstanceFrame>)>::new();
         let mut totals = BTreeMap::new();
+        let mut ready = BTreeMap::new();
         for sample in samples {
-            let Some((endpoint, uid, deployment)) = state.deployment_of(&sample.id) else {
+            let Some(placement) = state.placement_of(&sample.id) else {
                 continue;
             };
+            let period = placement.readiness.map(|readiness| {
+                let known = self.ready.get(&sample.id).copied();
+                let known = known.filter(|period| period.readiness == readiness);
+                known.unwrap_or_else(|| ReadyPeriod::new(readiness, now, closed_at))
+            });
+            if let Some(period) = period {
+                ready.insert(sample.id.clone(), period);
+            }
             // Usage of an adopted instance before the first sample belongs to no second of ours.
             let previous = self.cpu_us.get(&sample.id).copied();
             let previous = previous.unwrap_or(if state.is_adopted(&sample.id) {
@@ -113,15 +136,18 @@ impl Frames {
             });
             totals.insert(sample.id.clone(), sample.cpu_us_total);
             let of_deployment = instances
-                .entry((endpoint, uid))
-                .or_insert_with(|| (deployment, Vec::new()));
+                .entry((placement.endpoint, placement.deployment_uid))
+                .or_insert_with(|| (placement.deployment, Vec::new()));
             of_deployment.1.push(InstanceFrame {
                 cpu_us: Some(sample.cpu_us_total.saturating_sub(previous)),
+                ready_for_us: period.map(|period| period.length_us(closed_at)),
                 memory_bytes: Some(sample.memory_bytes),
+                memory_limit_bytes: sample.memory_limit_bytes,
                 ..InstanceFrame::new(sample.id.clone())
             });
         }
         self.cpu_us = totals;
+        self.ready = ready;
         let mut frames = BTreeMap::<Bucket, Vec<DeploymentFrame>>::new();
         for ((endpoint, uid), (deployment, instances)) in instances {
             let bucket = endpoint.bucket();
@@ -131,5 +157,25 @@ impl Frames {
             });
         }
         frames
+    }
+}
+
+impl ReadyPeriod {
+    fn new(readiness: Readiness, now: Timestamp, seen_at: Instant) -> Self {
+        Self {
+            readiness,
+            seen_at,
+            before: readiness.before.map_or(Span::ZERO, |at| now.since(at)),
+        }
+    }
+
+    /// How long it has been ready, in microseconds; 0 in the second in which it became ready, of which
+    /// only a part counts.
+    fn length_us(&self, now: Instant) -> u64 {
+        let seen_us = now.duration_since(self.seen_at).as_micros() as u64;
+        match seen_us {
+            0 => 0,
+            _ => seen_us + self.before.millis() * 1000,
+        }
     }
 }

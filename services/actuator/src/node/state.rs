@@ -8,7 +8,7 @@ use contract::events::{Event, InstanceEnded, InstanceEvent, InstanceStarted, Ins
 use contract::ids::{EndpointKey, InstanceId, Name, Uid};
 use contract::log::{Record, StreamName};
 use contract::resources::BackendKind;
-use contract::time::Span;
+use contract::time::{Span, Timestamp};
 use domain::instances::{Instance, Instances, Phase};
 use runtime::consumer::SharedEntries;
 use runtime::executor::{Dispatched, Request, UnconfirmedWrites};
@@ -64,6 +64,27 @@ struct LocalInstance {
     observed: ObservedInstance,
     /// Whether this process has recorded its adoption in the log.
     is_adoption_reported: bool,
+    /// How often it has become ready.
+    ready_count: u64,
+}
+
+/// What frames say about an instance besides its resources.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Placement {
+    pub endpoint: EndpointKey,
+    pub deployment_uid: Uid,
+    pub deployment: Name,
+    /// `None` if it is not ready, or on its way out.
+    pub readiness: Option<Readiness>,
+}
+
+/// A period for which an instance is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Readiness {
+    /// How often it has become ready: another count is another period.
+    pub count: u64,
+    /// When it first became ready, if that was before this process adopted it.
+    pub before: Option<Timestamp>,
 }
 
 /// Distinguishes requests about one instance.
@@ -202,10 +223,16 @@ impl NodeState {
     pub(super) fn observe(&mut self, kind: BackendKind, observed: ObservedInstance) {
         let id = observed.id.clone();
         match self.local.get_mut(&id) {
-            Some(local) => local.observed = observed,
+            Some(local) => {
+                let was_ready = local.observed.phase == ObservedPhase::Ready;
+                let is_ready = observed.phase == ObservedPhase::Ready;
+                local.ready_count += u64::from(is_ready && !was_ready);
+                local.observed = observed;
+            }
             None => {
                 let local = LocalInstance {
                     kind,
+                    ready_count: u64::from(observed.phase == ObservedPhase::Ready),
                     observed,
                     is_adoption_reported: false,
                 };
@@ -404,13 +431,25 @@ impl NodeState {
         Some((key.clone(), instance.clone()))
     }
 
-    /// Returns the deployment that an instance belongs to.
-    pub(super) fn deployment_of(&self, id: &InstanceId) -> Option<(EndpointKey, Uid, Name)> {
+    /// Returns the deployment that an instance belongs to, and its readiness: in the log, so that it gets
+    /// requests, and at its backend.
+    pub(super) fn placement_of(&self, id: &InstanceId) -> Option<Placement> {
         let key = self.endpoints.get(id)?;
         let folds = self.folds.lock();
         let instance = folds.get(key)?.state.instances.get(id)?;
-        let (uid, deployment) = (instance.deployment_uid, instance.deployment.clone());
-        Some((key.clone(), uid, deployment))
+        let is_ready = |local: &&LocalInstance| {
+            instance.is_ready() && local.observed.phase == ObservedPhase::Ready
+        };
+        let local = self.local.get(id).filter(is_ready);
+        Some(Placement {
+            endpoint: key.clone(),
+            deployment_uid: instance.deployment_uid,
+            deployment: instance.deployment.clone(),
+            readiness: local.map(|local| Readiness {
+                count: local.ready_count,
+                before: instance.ready_at.filter(|_| local.observed.adopted),
+            }),
+        })
     }
 
     pub(super) fn is_adopted(&self, id: &InstanceId) -> bool {

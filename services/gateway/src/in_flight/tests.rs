@@ -87,6 +87,10 @@ impl TestDeployment {
 
     /// Returns the outcomes since the last call; nothing may still be held.
     fn take_outcomes(&self) -> contract::frame::Outcomes {
+        self.take_counters().outcomes
+    }
+
+    fn take_counters(&self) -> crate::shard::DeploymentCounters {
         let state = &self.endpoint.deployments[0].state;
         let held = [
             state.pending(),
@@ -103,7 +107,28 @@ impl TestDeployment {
             gauge.take(now_us());
             assert_eq!(gauge.take(now_us() + 1_000_000), 0);
         }
-        counters.take().outcomes
+        counters.take()
+    }
+}
+
+#[test]
+fn only_answers_of_the_model_and_time_outs_have_a_latency() {
+    let test = TestDeployment::new();
+    let latencies = || test.take_counters().latency.count();
+    for (outcome, has_latency) in [
+        (RequestOutcome::Success, true),
+        (RequestOutcome::ModelClientError, true),
+        (RequestOutcome::ModelServerError, true),
+        (RequestOutcome::Timeout, true),
+        (RequestOutcome::Unreachable, false),
+        (RequestOutcome::Unavailable, false),
+        (RequestOutcome::Internal, false),
+        (RequestOutcome::TooManyPending, false),
+        (RequestOutcome::Refused, false),
+        (RequestOutcome::ClientLeft, false),
+    ] {
+        test.responding().fail(outcome);
+        assert_eq!(latencies(), u64::from(has_latency), "{outcome:?}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Damping of recommendations: projection, stabilization and cooldowns.
+//! Damping of recommendations: refusals, projection, stabilization and cooldowns.
 //!
 //! Invariant: damping moves a recommendation towards the current count, and never across it.
 
@@ -12,6 +12,30 @@ use super::super::rules::{Proposal, Quality, RuleInput};
 use super::{Candidate, Run};
 
 impl<R: Recorder> Run<'_, R> {
+    /// Keeps the count while requests are refused for lack of capacity: what the refused ones would have
+    /// needed is in no other measurement, so that every rule sees less load than there is.
+    pub(super) fn hold_while_refusing(
+        &mut self,
+        inputs: &[RuleInput],
+        base: u32,
+        recommendation: Candidate,
+    ) -> (Candidate, Option<DecisionOutcome>) {
+        let min = self.profile.capacity.min;
+        let refused = inputs.iter().map(|input| input.refused).max().unwrap_or(0);
+        if refused == 0 || recommendation.count.max(min) >= base {
+            return (recommendation, None);
+        }
+        self.record.stage(|| {
+            let detail = describe::refusals(refused);
+            stage("refusals", recommendation.count, base, detail)
+        });
+        let held = Candidate {
+            count: base,
+            rule: recommendation.rule,
+        };
+        (held, Some(DecisionOutcome::HeldByRefusals))
+    }
+
     /// Limits a scale-in to the lowest count at which no rule would immediately scale out again.
     pub(super) fn project(
         &mut self,

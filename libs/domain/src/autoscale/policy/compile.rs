@@ -13,8 +13,8 @@ use contract::time::Span;
 use super::super::condition::{Amount, Condition, parse_tolerance, value_of};
 use super::super::schedule::Schedule;
 use super::{
-    Action, COOLDOWN_MAX, LABEL_LENGTH_MAX, PROFILES_MAX, Policy, Profile, RULES_MAX, Rule,
-    RuleKind, STABILIZATION_MAX, STEPS_MAX, ScaleStep,
+    Action, COOLDOWN_MAX, INITIALIZATION_MAX, LABEL_LENGTH_MAX, PROFILES_MAX, Policy, Profile,
+    RULES_MAX, Rule, RuleKind, STABILIZATION_MAX, STEPS_MAX, ScaleStep,
 };
 use crate::measure::{Aggregation, Metric, MetricRow, SignalSpec, WINDOW_MAX};
 use crate::zones::ZoneData;
@@ -60,6 +60,11 @@ impl Compiler<'_> {
                 "stabilization/in",
                 spec.stabilization.scale_in,
                 STABILIZATION_MAX,
+            ),
+            (
+                "initializationPeriod",
+                spec.initialization_period,
+                INITIALIZATION_MAX,
             ),
         ] {
             self.check_max(format!("/spec/{field}"), span, max);

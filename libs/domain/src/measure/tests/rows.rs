@@ -27,6 +27,7 @@ fn all_in_flight(load: u64) -> SituationFrames {
         gateway: Some(DeploymentFrame {
             arrivals: 2 * load,
             in_flight_us: load * 1_000_000,
+            oldest_in_flight_us: load * 700_000,
             queued_us: load * 500_000,
             ..deployment()
         }),
@@ -52,6 +53,7 @@ fn no_instance(load: u64) -> SituationFrames {
     SituationFrames {
         gateway: Some(DeploymentFrame {
             arrivals: load,
+            oldest_in_flight_us: load * 900_000,
             queued_us: load * 1_000_000,
             ..deployment()
         }),
@@ -69,7 +71,9 @@ fn no_report(_: u64) -> SituationFrames {
 fn with_instances(load: u64) -> DeploymentFrame {
     let instance = |name: &str| InstanceFrame {
         cpu_us: Some(load * 100_000),
+        ready_for_us: Some(2_000_000),
         memory_bytes: Some(load * 100),
+        memory_limit_bytes: Some(1000),
         ..InstanceFrame::new(InstanceId::from(name.to_owned()))
     };
     DeploymentFrame {
@@ -98,10 +102,7 @@ fn measured(metric: &str, aggregation: &str, frames: &SituationFrames) -> Option
             measures.frame(after(second, 5), &frame);
         }
     }
-    let options = SignalOptions {
-        memory_bytes_per_instance: Some(1000),
-        ..SignalOptions::default()
-    };
+    let options = SignalOptions::default();
     let spec = spec(metric, 5, aggregation);
     measures.signals(uid(), &[spec], options, after(START + 9, 5))[0]
         .unwrap()
@@ -139,7 +140,7 @@ fn every_metric_has_the_values_its_row_documents() {
             let is_as_documented = match documented {
                 SituationValue::Always(value) => found == (Some(value), Some(value)),
                 SituationValue::Unknown => found == (None, None),
-                SituationValue::Measured => {
+                SituationValue::Measured | SituationValue::OldestAge => {
                     matches!(found, (Some(some), Some(more)) if some < more)
                 }
             };
@@ -178,7 +179,8 @@ fn page() -> String {
         "# Metrics\n\n\
          The metrics that `metric.name` of an autoscale rule accepts. A total is summed over instances, and `perInstance: true` divides it by\n\
          their number; other metrics are averages, quantiles or ratios. The five columns before the description say what a metric is when there\n\
-         is nothing to compute it from: a number, *measured* (what was counted), or *unknown*, on which a rule never scales in.\n\n\
+         is nothing to compute it from: a number, *measured* (what was counted), *age of the oldest request* in flight (it may scale out, and\n\
+         never in), or *unknown*, on which a rule never scales in. Zero means that a gateway reported and had no traffic.\n\n\
          | name | example | total | reported by | no traffic | all in flight | all refused | no instance | no report | description |\n\
          |---|---|---|---|---|---|---|---|---|---|\n",
     );

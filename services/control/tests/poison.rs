@@ -75,8 +75,8 @@ async fn the_seal_key_is_checked_against_the_newest_readable_endpoint() {
     let dir = world.stop().await;
     std::fs::remove_file(dir.path().join("seal.key")).unwrap();
     let world = restart(dir, 3).await;
-    let remarks = world.health.warnings();
-    assert!(remarks.iter().any(|r| r.contains("seal")), "{warnings:?}");
+    let warnings = world.health.warnings();
+    assert!(warnings.iter().any(|r| r.contains("seal")), "{warnings:?}");
     world.stop().await;
 }
 

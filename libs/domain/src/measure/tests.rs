@@ -356,7 +356,6 @@ fn error_ratios_count_as_the_contract_says() {
     assert_eq!(signal(&measures, wanted, now).value, Some(0.1));
     let strict = SignalOptions {
         model_client_errors: ModelClientErrors::Bad,
-        ..SignalOptions::default()
     };
     let strict = measures.signals(uid(), &[wanted], strict, now)[0].unwrap();
     assert_eq!(strict.value, Some(0.2));

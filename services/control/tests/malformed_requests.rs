@@ -420,7 +420,13 @@ async fn bodies_and_documents_over_their_limits_are_rejected() {
         let before = format!("*a{}, ", level - 1).repeat(10);
         bomb.push_str(&format!("a{level}: &a{level} [{before}]\n"));
     }
-    assert!(put(bomb).await.expect(400).text.contains("after expanding aliases"));
+    assert!(
+        put(bomb)
+            .await
+            .expect(400)
+            .text
+            .contains("after expanding aliases")
+    );
     let cycle = format!("{ENDPOINT}  x: &x {{y: *x}}");
     assert!(
         put(cycle)

@@ -37,7 +37,7 @@ pub struct ApplyArgs {
     /// Let the server check everything without changing anything
     #[arg(long)]
     dry_run: bool,
-    /// Wait until every endpoint and deployment has succeeded or failed
+    /// Wait until every deployment is Ready or ScaledToZero at its new revision, or has failed
     #[arg(long, conflicts_with = "dry_run")]
     wait: bool,
     /// How long to wait
@@ -353,7 +353,7 @@ async fn wait_for(
         let state = text(&body, "/status/provisioningState");
         let reason = text(&body, "/status/reason");
         match state.as_str() {
-            "Succeeded" => {
+            "Succeeded" if is_available(&body) => {
                 progress.done(&format!("{} Succeeded{}", document.title(), ready(&body)));
                 return Ok(true);
             }
@@ -361,18 +361,34 @@ async fn wait_for(
                 progress.done(&format!("{} Failed: {reason}", document.title()));
                 return Ok(false);
             }
-            _ => progress.show(&format!("{} {state}{}", document.title(), ready(&body))),
+            _ => progress.show(&format!("{} {state}{}", document.title(), available(&body))),
         }
         if tokio::time::Instant::now() >= deadline {
             progress.end();
             return Err(CliError::Failed(format!(
                 "{} is still {state} after {timeout}{}; look at `penstock describe {}` and `penstock logs`, or wait longer with --timeout",
                 document.title(),
-                ready(&body),
+                available(&body),
                 document.title()
             )));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Whether nothing is left to wait for. Endpoints, and servers of earlier releases, show no condition.
+fn is_available(body: &Value) -> bool {
+    let reason = text(body, "/status/available/reason");
+    matches!(reason.as_str(), "" | "Ready" | "ScaledToZero")
+}
+
+/// `, Failing: 0 of 1 instance is ready; the last one failed: …`; only the ready count from servers
+/// without the condition.
+fn available(body: &Value) -> String {
+    let part = |field| text(body, &format!("/status/available/{field}"));
+    match part("reason").as_str() {
+        "" => ready(body),
+        reason => format!(", {reason}: {}", part("message")),
     }
 }
 

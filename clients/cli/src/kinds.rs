@@ -200,6 +200,7 @@ fn deployments(rows: &[Value], now: Timestamp) -> Table {
     let mut table = Table::new(&[
         "NAME",
         "STATE",
+        "AVAILABLE",
         "READY",
         "TRAFFIC",
         "BACKEND",
@@ -210,6 +211,7 @@ fn deployments(rows: &[Value], now: Timestamp) -> Table {
         table.row(vec![
             name_of_deployment(row),
             text(row, "/status/provisioningState"),
+            text(row, "/status/available/reason"),
             ready_ratio(row),
             percent(&text(row, "/status/traffic")),
             text(row, "/spec/backend"),

@@ -386,7 +386,7 @@ impl View<'_> {
     }
 
     fn deployments(&self, width: u16) -> Table<'_> {
-        const FIXED: u16 = 20 + 10 + 26 + 4 * 8 + 9;
+        const FIXED: u16 = 20 + 10 + 12 + 26 + 4 * 8 + 10;
         let spark = usize::from(width.saturating_sub(FIXED + 2)).clamp(10, 60);
         let rows = self.model.deployments.iter().map(move |deployment| {
             let name = name_of_deployment(deployment);
@@ -402,6 +402,7 @@ impl View<'_> {
             Row::new([
                 Cell::new(name.clone()),
                 state(&text(deployment, "/status/provisioningState")),
+                state(&text(deployment, "/status/available/reason")),
                 Cell::new(by_state(deployment)),
                 Cell::new(number(latest.map(|load| load.requests_per_second))),
                 Cell::new(number(latest.map(|load| load.concurrency))),
@@ -413,6 +414,7 @@ impl View<'_> {
         let widths = [
             Constraint::Length(20),
             Constraint::Length(10),
+            Constraint::Length(12),
             Constraint::Length(26),
             Constraint::Length(8),
             Constraint::Length(8),
@@ -423,6 +425,7 @@ impl View<'_> {
         let header = [
             "DEPLOYMENT",
             "STATE",
+            "AVAILABLE",
             "INSTANCES",
             "REQ/S",
             "IN USE",
@@ -488,8 +491,8 @@ fn short(value: f64) -> String {
 
 fn state(name: &str) -> Cell<'static> {
     let color = match name {
-        "Succeeded" => Color::Green,
-        "Failed" => Color::Red,
+        "Succeeded" | "Ready" | "ScaledToZero" => Color::Green,
+        "Failed" | "Failing" => Color::Red,
         _ => Color::Yellow,
     };
     Cell::new(name.to_owned()).style(Style::new().fg(color))
@@ -523,7 +526,7 @@ mod tests {
                 "status": {"provisioningState": "Succeeded", "scoringUri": "http://127.0.0.1:8080/endpoints/iris/score"}}),
             ],
             deployments: vec![json!({"metadata": {"name": "blue", "endpoint": "iris"},
-                "status": {"provisioningState": "Succeeded",
+                "status": {"provisioningState": "Succeeded", "available": {"reason": "Degraded"},
                     "instances": {"ready": 2, "starting": 1, "draining": 0, "failed": 0}}})],
             decisions: vec![
                 json!({"time": "2026-10-10T12:00:05.000Z", "endpoint": "iris", "deployment": "blue",
@@ -551,6 +554,7 @@ mod tests {
         for expected in [
             "penstock top  http://127.0.0.1:7070  2026-10-10T12:00:10.000Z  2 instances ready",
             "blue 100%",
+            "Degraded",
             "2 ready, 1 starting",
             "50.0",
             "12.5",

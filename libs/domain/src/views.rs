@@ -13,13 +13,14 @@ use contract::events::{AccessGranted, Event};
 use contract::ids::{EndpointKey, InstanceId, Name, Position, Uid};
 use contract::log::{Record, RowChange, StreamKind};
 use contract::resources::{
-    AccessView, DecisionSummary, DecisionView, DeploymentView, InstanceTally, Percentages,
+    AccessView, AvailableCondition, AvailableReason, DecisionSummary, DecisionView, DeploymentView,
+    InstanceTally, Percentages,
 };
 use contract::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::endpoint::{Deployment, Endpoint};
+use crate::endpoint::{Deployment, Endpoint, available};
 use crate::instances::{InstanceState, Instances};
 
 pub use models::{MODELS, ReadModel};
@@ -45,7 +46,7 @@ type DeferredRows = BTreeMap<EndpointKey, BTreeMap<Name, Timestamp>>;
 
 /// Version of [`EndpointModel`]. Raise it with any change to what it makes of recorded events or to
 /// its serialized form; consumers that snapshot it derive their versions from it.
-pub const MODEL_VERSION: u32 = 1;
+pub const MODEL_VERSION: u32 = 2;
 
 /// The state behind one endpoint name, across all its incarnations.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -61,8 +62,19 @@ pub struct EndpointModel {
     pub decided: BTreeMap<Name, LastDecision>,
     /// Position of the last event about the endpoint or its instances: the route's revision.
     pub position: Position,
+    /// The condition Available of each deployment, unless it is being deleted.
+    available: BTreeMap<Name, Availability>,
     requested: BTreeMap<InstanceId, Position>,
     ended: BTreeMap<Name, VecDeque<InstanceId>>,
+}
+
+/// The reason of a deployment's condition Available; its message follows from the instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Availability {
+    reason: AvailableReason,
+    /// When the reason last changed.
+    since: Timestamp,
 }
 
 /// The last decision about a deployment.
@@ -354,6 +366,11 @@ impl EndpointModel {
         self.endpoint = Endpoint::apply(before, record);
         self.version = record.version;
         self.position = record.position;
+        let current: Vec<Name> = names(self.endpoint.as_ref()).cloned().collect();
+        self.available.retain(|name, _| current.contains(name));
+        for name in &current {
+            self.update_availability(name, record.time);
+        }
         self.put_endpoint_row(key, record, rows);
         for name in names_before.iter().filter(|name| !self.has(name)) {
             let scope = RowScope {
@@ -425,6 +442,31 @@ impl EndpointModel {
         }
     }
 
+    fn update_availability(&mut self, name: &Name, time: Timestamp) {
+        let reason = self
+            .deployment(name)
+            .and_then(|d| available::reason(d, &self.instances, self.wanted(name)));
+        match reason {
+            None => drop(self.available.remove(name)),
+            Some(reason) => {
+                let new = Availability {
+                    reason,
+                    since: time,
+                };
+                let availability = self.available.entry(name.clone()).or_insert(new);
+                if availability.reason != reason {
+                    *availability = new;
+                }
+            }
+        }
+    }
+
+    /// The count that the last decision granted, if there was one.
+    fn wanted(&self, name: &Name) -> Option<u32> {
+        let decided = self.decided.get(name);
+        decided.map(|decided| decided.summary.granted)
+    }
+
     fn put_endpoint_row(&self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
         let scope = RowScope {
             endpoint: key.as_str(),
@@ -489,10 +531,7 @@ impl EndpointModel {
         name: &Name,
         deployment: &Deployment,
     ) -> DeploymentView {
-        let wanted = self
-            .decided
-            .get(name)
-            .map(|decided| decided.summary.granted);
+        let wanted = self.wanted(name);
         let mut tally = InstanceTally {
             wanted,
             ..InstanceTally::default()
@@ -506,7 +545,16 @@ impl EndpointModel {
                 InstanceState::Stopped => {}
             }
         }
-        deployment_view(endpoint, name, deployment, tally)
+        let available = self.available.get(name).map(|availability| {
+            let Availability { reason, since } = *availability;
+            AvailableCondition {
+                status: reason.status(),
+                reason,
+                message: available::message(deployment, &self.instances, wanted),
+                since,
+            }
+        });
+        deployment_view(endpoint, name, deployment, tally, available)
     }
 
     fn apply_decision(
@@ -552,6 +600,7 @@ impl EndpointModel {
             summary,
         };
         self.decided.insert(name.clone(), decided);
+        self.update_availability(name, record.time);
         self.put_deployment_rows(key, name, rows);
     }
 
@@ -588,6 +637,7 @@ impl EndpointModel {
             self.requested.remove(id);
             self.keep_ended(key, &name, id, record, rows);
         }
+        self.update_availability(&name, record.time);
         self.put_deployment_rows(key, &name, rows);
     }
 

@@ -28,10 +28,18 @@ pub struct DeploymentLabels {
     pub deployment: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ConditionLabels {
+    pub endpoint: String,
+    pub deployment: String,
+    pub reason: &'static str,
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct ControlMetrics {
     pub calls: Family<CallLabels, Counter>,
     pub instances: Family<InstanceLabels, Gauge>,
+    pub conditions: Family<ConditionLabels, Gauge>,
     pub slots_excess: Family<DeploymentLabels, Gauge>,
     /// Seconds from an event's time until its rows are written.
     pub event_lag: Gauge<f64, AtomicU64>,
@@ -51,6 +59,11 @@ impl ControlMetrics {
                 "penstock_instances",
                 "Instances by deployment and state",
                 this.instances.clone(),
+            );
+            registry.register(
+                "penstock_deployment_condition",
+                "1 for the present reason of the condition Available of a deployment, 0 for the other reasons",
+                this.conditions.clone(),
             );
             registry.register(
                 "penstock_slots_excess",

@@ -23,7 +23,7 @@ use bus::Subscription;
 use contract::events::Event;
 use contract::ids::{Bucket, EndpointKey, Name, Position};
 use contract::log::{Record, RowChange};
-use contract::resources::{InstanceTally, ProvisioningState};
+use contract::resources::{AvailableReason, InstanceTally, ProvisioningState};
 use domain::endpoint::Endpoint;
 use domain::views::{EndpointModel, Projection};
 use futures::StreamExt;
@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::AccessTokens;
 use crate::commands::Commands;
 use crate::deps::ControlDeps;
-use crate::metrics::{ControlMetrics, InstanceLabels};
+use crate::metrics::{ConditionLabels, ControlMetrics, InstanceLabels};
 use crate::reactor;
 use crate::routes::{REPUBLISH_INTERVAL, RoutePublisher};
 use fold::{RowFilter, ViewsFold};
@@ -383,7 +383,7 @@ impl ViewsConsumer {
         let reactions = touched.into_iter().filter_map(|key| {
             let model = this.models.lock().get(&key).map(|e| e.state.clone());
             let model = model.filter(|_| this.owns(&key))?;
-            this.export_instance_counts(&key, &model);
+            this.export_states(&key, &model);
             let members = &members;
             Some(async move {
                 let now = this.deps.clock.now();
@@ -444,10 +444,10 @@ impl ViewsConsumer {
         let (Event::DeploymentDeleted(of), Some(key)) = (&record.event, record.endpoint()) else {
             return;
         };
-        self.remove_instance_counts(&key, &of.deployment);
+        self.remove_states(&key, &of.deployment);
     }
 
-    fn remove_instance_counts(&self, key: &EndpointKey, deployment: &Name) {
+    fn remove_states(&self, key: &EndpointKey, deployment: &Name) {
         for state in STATES {
             self.metrics.instances.remove(&InstanceLabels {
                 endpoint: key.endpoint().to_string(),
@@ -455,9 +455,13 @@ impl ViewsConsumer {
                 state,
             });
         }
+        for reason in AvailableReason::ALL {
+            let labels = condition_labels(key, deployment, reason);
+            self.metrics.conditions.remove(&labels);
+        }
     }
 
-    fn export_instance_counts(&self, key: &EndpointKey, model: &EndpointModel) {
+    fn export_states(&self, key: &EndpointKey, model: &EndpointModel) {
         let Some(endpoint) = &model.endpoint else {
             return;
         };
@@ -481,7 +485,28 @@ impl ViewsConsumer {
                     .get_or_create(&labels)
                     .set(i64::from(count));
             }
+            let present = view.status.available.map(|available| available.reason);
+            for reason in AvailableReason::ALL {
+                let labels = condition_labels(key, name, reason);
+                let is_present = i64::from(present == Some(reason));
+                self.metrics
+                    .conditions
+                    .get_or_create(&labels)
+                    .set(is_present);
+            }
         }
+    }
+}
+
+fn condition_labels(
+    key: &EndpointKey,
+    deployment: &Name,
+    reason: AvailableReason,
+) -> ConditionLabels {
+    ConditionLabels {
+        endpoint: key.endpoint().to_string(),
+        deployment: deployment.to_string(),
+        reason: reason.name(),
     }
 }
 

@@ -97,6 +97,9 @@ pub struct DeploymentStatus {
     pub instance_revision: u64,
     /// The number of instances by state.
     pub instances: InstanceTally,
+    /// The condition Available; absent while the deployment is being deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available: Option<AvailableCondition>,
     /// Whether an Autoscale applies.
     pub autoscaled: bool,
     /// The pinned count, if there is one.
@@ -104,6 +107,78 @@ pub struct DeploymentStatus {
     pub pin: Option<Pin>,
     /// Directions in which operators have paused scaling.
     pub pause: Pause,
+}
+
+/// Whether a deployment can serve requests now. It follows the readiness of its instances, whereas the
+/// provisioning state follows changes of its document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AvailableCondition {
+    /// True if at least one instance is ready.
+    pub status: ConditionStatus,
+    /// The reason for the status.
+    pub reason: AvailableReason,
+    /// The numbers behind it and the newest failure, for people.
+    pub message: String,
+    /// When the reason last changed.
+    pub since: Timestamp,
+}
+
+/// The status of a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ConditionStatus {
+    /// The condition holds.
+    True,
+    /// The condition does not hold.
+    False,
+}
+
+/// Why a deployment is available or not.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+pub enum AvailableReason {
+    /// As many instances are ready as are wanted. True.
+    Ready,
+    /// Some instances are ready, but fewer than are wanted. True.
+    Degraded,
+    /// No instance is ready yet, and none has failed since the deployment last changed or was
+    /// healthy. False.
+    Starting,
+    /// No instance is ready: the last one failed, or those that run fail their readiness probe. False.
+    Failing,
+    /// No instance is wanted. False.
+    ScaledToZero,
+}
+
+impl AvailableReason {
+    /// All reasons.
+    pub const ALL: [Self; 5] = [
+        Self::Ready,
+        Self::Degraded,
+        Self::Starting,
+        Self::Failing,
+        Self::ScaledToZero,
+    ];
+
+    /// The status that goes with this reason.
+    pub const fn status(self) -> ConditionStatus {
+        match self {
+            Self::Ready | Self::Degraded => ConditionStatus::True,
+            Self::Starting | Self::Failing | Self::ScaledToZero => ConditionStatus::False,
+        }
+    }
+
+    /// The name, as serialized.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "Ready",
+            Self::Degraded => "Degraded",
+            Self::Starting => "Starting",
+            Self::Failing => "Failing",
+            Self::ScaledToZero => "ScaledToZero",
+        }
+    }
 }
 
 /// The number of instances of a deployment by state.

@@ -12,6 +12,7 @@ use contract::ids::Name;
 use contract::resources::ProvisioningState;
 use contract::time::Timestamp;
 
+use super::available::current_failures;
 use super::{Deployment, Endpoint};
 use crate::instances::Instances;
 use crate::members::Members;
@@ -97,12 +98,8 @@ fn provisioning_state(
     if granted.is_some_and(|granted| ready >= granted as usize) && !has_older {
         return Some((Succeeded, String::new()));
     }
-    let history = instances.starts.get(&deployment.uid)?;
-    let is_current_revision = history
-        .last_failure
-        .is_some_and(|at| at >= deployment.changed_at);
-    let is_crash_looping =
-        ready == 0 && history.failures >= FAILURES_IN_A_ROW && is_current_revision;
+    let history = current_failures(deployment, instances)?;
+    let is_crash_looping = ready == 0 && history.failures >= FAILURES_IN_A_ROW;
     if !is_crash_looping || !matches!(deployment.state, Creating | Updating) {
         return None;
     }

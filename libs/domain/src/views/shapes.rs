@@ -3,9 +3,9 @@
 use contract::events::InstanceEnded;
 use contract::ids::{EndpointKey, Name};
 use contract::resources::{
-    API_VERSION, AutoscaleStatus, AutoscaleView, DecisionSummary, DeploymentStatus, DeploymentView,
-    EndpointStatus, EndpointView, InstanceTally, InstanceView, InstanceViewState,
-    ProvisioningState, ViewMetadata,
+    API_VERSION, AutoscaleStatus, AutoscaleView, AvailableCondition, DecisionSummary,
+    DeploymentStatus, DeploymentView, EndpointStatus, EndpointView, InstanceTally, InstanceView,
+    InstanceViewState, ProvisioningState, ViewMetadata,
 };
 use contract::time::Timestamp;
 
@@ -52,6 +52,7 @@ pub(super) fn deployment_view(
     name: &Name,
     deployment: &Deployment,
     instances: InstanceTally,
+    available: Option<AvailableCondition>,
 ) -> DeploymentView {
     DeploymentView {
         api_version: API_VERSION.into(),
@@ -64,6 +65,7 @@ pub(super) fn deployment_view(
             traffic: endpoint.traffic.get(name).copied().unwrap_or(0),
             instance_revision: deployment.instance_revision,
             instances,
+            available,
             autoscaled: deployment.autoscale.is_some(),
             pin: deployment.pin,
             pause: deployment.pause,

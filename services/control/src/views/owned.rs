@@ -86,7 +86,7 @@ impl ViewsConsumer {
         for (key, entry) in models.of(bucket) {
             let endpoint = entry.state.endpoint.iter();
             let names = endpoint.flat_map(|endpoint| endpoint.deployments.keys());
-            names.for_each(|name| self.remove_instance_counts(key, name));
+            names.for_each(|name| self.remove_states(key, name));
         }
         drop(models);
         self.consumer.set_fence(bucket, None);

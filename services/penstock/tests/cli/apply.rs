@@ -218,3 +218,22 @@ fn waiting_ends_when_all_have_succeeded_or_one_has_failed() {
         result.err
     );
 }
+
+#[test]
+fn waiting_goes_on_while_a_deployment_that_has_succeeded_is_failing() {
+    let (home, server) = (Home::new(), FakeServer::start());
+    let file = home.file("all.yaml", &all_documents());
+    let words = ["apply", "-f", file.to_str().unwrap(), "--wait", "--timeout"];
+    let path = "/v1/endpoints/iris/deployments/blue";
+    server.states(path, &["Succeeded Failing"]);
+    let result = home.run_with(&server, &[&words[..], &["1s"]].concat());
+    assert_eq!(result.code, 1, "{result:?}");
+    let still = "is still Succeeded after 1s, Failing: it exited with 1";
+    assert!(result.err.contains(still), "{}", result.err);
+
+    for reached in ["Succeeded Ready", "Succeeded ScaledToZero"] {
+        server.states(path, &["Succeeded Failing", reached]);
+        let result = home.run_with(&server, &[&words[..], &["1m"]].concat());
+        assert_eq!(result.code, 0, "{reached}: {result:?}");
+    }
+}

@@ -106,7 +106,8 @@ impl FakeServer {
             .insert(path.into(), (status, problem));
     }
 
-    /// Sets the states of a resource, one per read; the last one stays.
+    /// Sets the states of a resource, one per read; the last one stays. A state is a provisioning state
+    /// and, after a blank, the reason of the condition Available of a server that has it.
     pub fn states(&self, path: &str, states: &[&str]) {
         let states = states.iter().map(|state| (*state).to_owned()).collect();
         self.shared.lock().states.insert(path.into(), states);
@@ -201,8 +202,15 @@ impl FakeState {
                 1 => states[0].clone(),
                 _ => states.pop_front().unwrap(),
             };
-            let status = json!({"provisioningState": state, "reason": "no instance became ready",
+            let (state, available) = match state.split_once(' ') {
+                Some((state, reason)) => (state.to_owned(), Some(reason.to_owned())),
+                None => (state, None),
+            };
+            let mut status = json!({"provisioningState": state, "reason": "no instance became ready",
                 "instances": {"ready": u32::from(state == "Succeeded"), "wanted": 1}});
+            if let Some(reason) = available {
+                status["available"] = json!({"reason": reason, "message": "it exited with 1"});
+            }
             return reply(200, &json!({"status": status}).to_string());
         }
         if let Some(body) = self.stored.get(path) {
@@ -251,6 +259,7 @@ impl FakeState {
     fn put(&mut self, path: &str, dry_run: bool, body: Value) -> Response<Body> {
         let mut resource = body.clone();
         resource["status"] = json!({"provisioningState": "Succeeded", "traffic": 100,
+            "available": {"reason": "Ready"},
             "instances": {"ready": 1, "wanted": 1},
             "scoringUri": format!("{}/endpoints/iris/score", self.url)});
         // Omitted parts of a split stay unchanged.

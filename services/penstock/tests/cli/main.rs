@@ -95,12 +95,16 @@ fn tables_are_plain_and_json_is_the_body_unchanged() {
         .lines()
         .map(|line| line.split_whitespace().collect())
         .collect();
-    assert_eq!(lines[0][..4], ["NAME", "STATE", "READY", "TRAFFIC"]);
     assert_eq!(
-        lines[1][..6],
+        lines[0][..5],
+        ["NAME", "STATE", "AVAILABLE", "READY", "TRAFFIC"]
+    );
+    assert_eq!(
+        lines[1][..7],
         [
             "iris/blue",
             "Succeeded",
+            "Ready",
             "1/1",
             "100%",
             "simulated",

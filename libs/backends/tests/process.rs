@@ -350,6 +350,25 @@ async fn tombstones_outlive_penstock() {
 }
 
 #[tokio::test]
+async fn folders_of_removed_instances_go_except_for_the_newest() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    for index in 0..120 {
+        let id = format!("a-{index:03}").into();
+        backend.remove(&id, 1, GRACE).await.unwrap();
+    }
+    let folders = || {
+        let folder = fs::read_dir(data.path().join("instances")).unwrap();
+        folder
+            .filter(|entry| entry.as_ref().unwrap().path().is_dir())
+            .count()
+    };
+    eventually(|| folders() == 100).await;
+    assert!(!record_path(data.path(), "a-000").exists());
+    assert!(record_path(data.path(), "a-119").exists());
+}
+
+#[tokio::test]
 async fn an_adopted_instance_that_is_not_ready_in_time_is_ended() {
     let data = tempfile::tempdir().unwrap();
     let mut start = start_spec("a-1", 1, &Behaviour::default());

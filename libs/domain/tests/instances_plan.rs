@@ -373,6 +373,71 @@ fn a_crash_loop_backs_off_twice_as_long_each_time_up_to_a_minute() {
 }
 
 #[test]
+fn a_crash_loop_beside_a_healthy_instance_backs_off_too() {
+    let mut world = World::new();
+    world.grant(1);
+    world.settle();
+    world.now = world.now + Span::from_secs(3600);
+    world.grant(2);
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        let mut waited = 0;
+        while requests(&world.plan()) == 0 {
+            world.now = world.now + Span::from_secs(1);
+            waited += 1;
+        }
+        waits.push(waited);
+        let id = world.ids_in(InstanceState::Starting).remove(0);
+        world.fail(id);
+        world.carry_out_removals();
+    }
+    assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60]);
+}
+
+#[test]
+fn a_new_revision_starts_at_once_without_the_back_off_of_the_one_it_replaces() {
+    let mut world = World::new();
+    world.grant(3);
+    for _ in 0..8 {
+        world.plan();
+        let ids = world.ids_in(InstanceState::Starting);
+        ids.into_iter().for_each(|id| world.fail(id));
+        world.now = world.now + Span::from_secs(60);
+    }
+    world.plan();
+    let starting = world.ids_in(InstanceState::Starting);
+    world.change_command();
+    // The end of an instance of the old revision is no failure of the new one.
+    starting.into_iter().for_each(|id| world.fail(id));
+    assert_eq!(requests(&world.plan()), 3);
+}
+
+#[test]
+fn an_instance_that_was_healthy_before_a_failure_does_not_end_the_row() {
+    let mut world = World::new();
+    world.grant(2);
+    world.settle();
+    world.now = world.now + Span::from_secs(3600);
+    let mut ids = world.ids_in(InstanceState::Ready);
+    let failures = |world: &World| world.instances.starts[&blue()].failures;
+    world.fail(ids.remove(0));
+    assert_eq!(failures(&world), 1, "it was healthy");
+    for expected in [2, 3, 4] {
+        world.now = world.now + Span::from_secs(120);
+        world.plan();
+        let id = world.ids_in(InstanceState::Starting).remove(0);
+        world.fail(id);
+        assert_eq!(failures(&world), expected);
+    }
+    world.now = world.now + Span::from_secs(120);
+    world.plan();
+    world.make_ready();
+    world.now = world.now + Span::from_secs(60);
+    world.fail(ids.remove(0));
+    assert_eq!(failures(&world), 1, "a start went well in between");
+}
+
+#[test]
 fn a_crash_looping_deployment_is_tried_with_one_instance_at_a_time() {
     let mut world = World::new();
     world.grant(5);

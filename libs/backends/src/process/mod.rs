@@ -35,7 +35,7 @@ use crate::watchers::Watchers;
 use crate::{Backend, BackendError, ObservedInstance, ObservedPhase, ResourceSample, StartSpec};
 use launch::{LaunchContext, StartError};
 use os::{CpuMeter, Leader};
-use record::{InstanceRecord, RecordFolder, RecordPhase, is_usable_id};
+use record::{InstanceRecord, RecordFolder, RecordPhase, TOMBSTONES_MAX, is_usable_id};
 use shortage::SHORTAGE_RETRY_PAUSE;
 
 pub use host::{Host, UnknownHost};
@@ -609,6 +609,32 @@ impl Shared {
             .collect()
     }
 
+    /// Deletes the folders of the oldest removed instances beyond the limit. Blocks on the disk.
+    fn prune(&self) {
+        let disk = self.disk();
+        let Some(folder) = disk.as_ref() else {
+            return;
+        };
+        let tombstones: BTreeMap<InstanceId, InstanceRecord> = {
+            let state = self.state();
+            let ended = state.entries.values().filter(|entry| {
+                entry.removals.is_none()
+                    && matches!(entry.record.phase, RecordPhase::Removed { .. })
+            });
+            ended
+                .map(|entry| (entry.record.id.clone(), entry.record.clone()))
+                .collect()
+        };
+        if tombstones.len() <= TOMBSTONES_MAX {
+            return;
+        }
+        let pruned = folder.prune(&tombstones);
+        let mut state = self.state();
+        for id in pruned {
+            state.entries.remove(&id);
+        }
+    }
+
     /// Returns the instances that may still write output, by deployment.
     fn in_use(&self) -> BTreeMap<String, BTreeSet<InstanceId>> {
         let mut in_use = BTreeMap::<String, BTreeSet<InstanceId>>::new();
@@ -636,6 +662,7 @@ async fn sweep_logs(shared: Arc<Shared>) {
             _ = ticks.tick() => {}
         }
         let swept = shared.run_blocking(|shared| {
+            shared.prune();
             let config = &shared.config;
             sweep(&config.data_dir, &shared.in_use(), config.log_limits, now())
         });

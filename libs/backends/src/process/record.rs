@@ -17,9 +17,9 @@ use uuid::Uuid;
 use super::host::Host;
 use crate::{BackendError, StartSpec};
 
-/// Tombstones that are kept. Ids are never reused, so an old tombstone only guards against requests
-/// that were delayed for very long.
-const TOMBSTONES_MAX: usize = 10_000;
+/// Tombstones that are kept, each a folder. Ids are never reused, so a tombstone only guards against
+/// requests that were delayed; output is kept elsewhere.
+pub(super) const TOMBSTONES_MAX: usize = 100;
 
 /// Longest instance id; it becomes the name of a folder.
 const ID_LENGTH_MAX: usize = 128;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::placement::Placement;
-use super::{HEALTHY_AFTER, Instance, Instances, Phase, StartHistory};
+use super::{Instance, Instances, Phase, StartHistory};
 use crate::endpoint::{Deployment, Endpoint};
 use crate::members::Members;
 
@@ -94,7 +94,11 @@ pub fn plan(
             endpoint: name.clone(),
             deployment: deployment_name.clone(),
         };
-        let history = instances.starts.get(&deployment.uid);
+        // A new revision is tried at once, whatever became of the one before. Others being healthy says
+        // nothing about the next start.
+        let history = instances
+            .failures(deployment.uid, deployment.instance_revision)
+            .filter(|_| !instances.has_recovered(deployment.uid, context.now));
         let starts =
             fleet
                 .starts(granted.instances)
@@ -242,7 +246,7 @@ impl<'a> Fleet<'a> {
     fn reason(&self, wanted: u32, history: Option<&StartHistory>) -> RequestReason {
         if !self.old.is_empty() && self.size() >= wanted {
             RequestReason::Rollout
-        } else if self.has_lost || history.is_some_and(|history| history.failures > 0) {
+        } else if self.has_lost || history.is_some() {
             RequestReason::Replacement
         } else {
             RequestReason::ScaleOut
@@ -281,18 +285,9 @@ impl<'a> Fleet<'a> {
 
 /// How many starts the crash-loop back-off allows now.
 fn starts_allowed(fleet: &Fleet<'_>, history: Option<&StartHistory>, now: Timestamp) -> u32 {
-    let Some(history) = history.filter(|history| history.failures > 0) else {
+    let Some(history) = history else {
         return u32::MAX;
     };
-    let recovered = fleet.current.iter().any(|instance| {
-        instance.is_ready()
-            && instance
-                .ready_at
-                .is_some_and(|at| now.since(at) >= HEALTHY_AFTER)
-    });
-    if recovered {
-        return u32::MAX;
-    }
     if backoff_until(history).is_some_and(|until| now < until) {
         return 0;
     }

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use contract::events::{
     DeploymentCreated, DeploymentEvent, DeploymentUpdated, Empty, EndpointCreated, EndpointKeys,
-    Event, InstanceEnded, InstanceEvent, LeaveReason, MemberJoined, MemberLeft, RemovalReason,
-    RequestReason, SealedKey,
+    Event, InstanceEnded, InstanceEvent, InstanceUnhealthy, LeaveReason, MemberJoined, MemberLeft,
+    RemovalReason, RequestReason, SealedKey,
 };
 use contract::frame::{Source, SourceKind};
 use contract::ids::{Bucket, InstanceId, Name, Position, Uid};
@@ -203,6 +203,12 @@ impl World {
             exit_code: Some(1),
         };
         self.append(Event::InstanceFailed(ended));
+    }
+
+    fn sicken(&mut self, id: InstanceId) {
+        let reason = "its liveness probe fails".into();
+        let unhealthy = InstanceUnhealthy { id, reason };
+        self.append(Event::InstanceUnhealthy(unhealthy));
     }
 
     fn change_command(&mut self) {
@@ -467,6 +473,67 @@ fn an_instance_that_stayed_healthy_resets_the_failure_count() {
     world.now = world.now + Span::from_secs(61);
     world.grant(5);
     assert_eq!(requests(&world.plan()), 4);
+}
+
+#[test]
+fn an_instance_that_fails_liveness_is_drained_and_replaced_at_once() {
+    let mut world = World::new();
+    world.grant(1);
+    world.settle();
+    world.now = world.now + Span::from_secs(3600);
+    let sick = world.ids_in(InstanceState::Ready).remove(0);
+    world.busy.insert(sick.clone());
+    world.sicken(sick.clone());
+    let orders = world.plan();
+    assert!(
+        matches!(orders.as_slice(), [Event::InstanceDraining(d)]
+            if d.id == sick && d.reason == RemovalReason::Unhealthy),
+        "{orders:?}"
+    );
+    assert_eq!(requests(&world.plan()), 1, "while its requests end");
+    world.busy.clear();
+    let orders = world.plan();
+    assert!(matches!(orders.as_slice(), [Event::InstanceRemovalRequested(r)] if r.id == sick));
+}
+
+#[test]
+fn instances_that_all_fail_liveness_are_replaced_one_at_a_time() {
+    let mut world = World::new();
+    world.grant(4);
+    world.settle();
+    world.now = world.now + Span::from_secs(3600);
+    for id in world.ids_in(InstanceState::Ready) {
+        world.sicken(id);
+    }
+    for replaced in 1..=4 {
+        world.plan();
+        world.plan();
+        assert_eq!(world.count(InstanceState::Ready), 3, "{replaced}");
+        world.carry_out_removals();
+        for _ in 0..3 {
+            world.plan();
+            world.now = world.now + Span::from_secs(1);
+        }
+        assert_eq!(world.count(InstanceState::Ready), 3, "the next one waits");
+        world.make_ready();
+    }
+    world.settle();
+    let all = world.instances.instances.values();
+    assert_eq!(all.filter(|i| i.unhealthy.is_none()).count(), 4);
+}
+
+#[test]
+fn an_instance_that_fails_liveness_right_after_its_start_backs_off() {
+    let mut world = World::new();
+    world.grant(1);
+    for expected in 1..=4 {
+        world.settle();
+        let sick = world.ids_in(InstanceState::Ready).remove(0);
+        world.sicken(sick);
+        assert_eq!(world.instances.starts[&blue()].failures, expected);
+        world.plan();
+        world.now = world.now + Span::from_secs(30);
+    }
 }
 
 #[test]

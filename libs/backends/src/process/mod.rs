@@ -35,7 +35,9 @@ use crate::watchers::Watchers;
 use crate::{Backend, BackendError, ObservedInstance, ObservedPhase, ResourceSample, StartSpec};
 use launch::{LaunchContext, StartError};
 use os::{CpuMeter, Leader};
-use record::{InstanceRecord, RecordFolder, RecordPhase, TOMBSTONES_MAX, is_usable_id};
+use record::{
+    InstanceRecord, RECORD_FORMAT, RecordFolder, RecordPhase, TOMBSTONES_MAX, is_usable_id,
+};
 use shortage::SHORTAGE_RETRY_PAUSE;
 
 pub use host::{Host, UnknownHost};
@@ -120,6 +122,8 @@ struct Entry {
     record: InstanceRecord,
     phase: ObservedPhase,
     adopted: bool,
+    /// Why its liveness probe fails, if it does.
+    unhealthy: Option<String>,
     /// Sends to the supervisor of the instance; `None` once the instance has ended.
     removals: Option<mpsc::Sender<Removal>>,
     cpu: CpuMeter,
@@ -144,6 +148,7 @@ impl Entry {
             pid: self.record.process.as_ref().map(|p| p.pid as u32),
             phase: self.phase.clone(),
             adopted: self.adopted,
+            unhealthy: self.unhealthy.clone(),
         }
     }
 }
@@ -433,9 +438,11 @@ impl Shared {
                 process: None,
                 port: None,
                 host: self.config.host.clone(),
+                format: RECORD_FORMAT,
             },
             phase: ObservedPhase::Starting,
             adopted: false,
+            unhealthy: None,
             removals: Some(sender),
             cpu: CpuMeter::default(),
         };
@@ -523,9 +530,11 @@ impl Shared {
                 process: None,
                 port: None,
                 host: self.config.host.clone(),
+                format: RECORD_FORMAT,
             },
             phase: ObservedPhase::Removed { code: None },
             adopted: false,
+            unhealthy: None,
             removals: None,
             cpu: CpuMeter::default(),
         });

@@ -66,7 +66,13 @@ fn newest_failure(deployment: &Deployment, instances: &Instances) -> Option<Stri
         .filter(|i| i.phase == Phase::Unready && !i.detail.is_empty())
         .max_by_key(|i| i.ready_at)
         .map(|i| format!("{} fails its readiness probe: {}", i.id, i.detail));
-    unready.or_else(|| present_failures(deployment, instances).map(describe_failures))
+    let unhealthy = instances.of(deployment.uid).find_map(|i| {
+        let reason = i.unhealthy.as_ref()?;
+        Some(format!("{} is replaced: {reason}", i.id))
+    });
+    unready
+        .or(unhealthy)
+        .or_else(|| present_failures(deployment, instances).map(describe_failures))
 }
 
 /// The failures in a row of the present revision; `None` also if an instance has become ready since.

@@ -68,6 +68,9 @@ pub struct Instance {
     pub removal: Option<Removal>,
     /// The latest detail that its node reported, for people; empty if none.
     pub detail: String,
+    /// Why it fails its liveness probe and has to be replaced, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unhealthy: Option<String>,
 }
 
 /// The reported phase of an instance; draining and removal are orders and are kept separately.
@@ -213,6 +216,7 @@ impl Instances {
                 draining: None,
                 removal: None,
                 detail: String::new(),
+                unhealthy: None,
             };
             self.instances.insert(requested.id.clone(), instance);
             return;
@@ -229,11 +233,20 @@ impl Instances {
         };
         let deployment_uid = instance.deployment_uid;
         instance.apply_change(record);
-        if let Event::InstanceFailed(ended) = &record.event {
+        let failure = match &record.event {
+            Event::InstanceFailed(ended) => Some(&ended.reason),
+            Event::InstanceUnhealthy(unhealthy) => Some(&unhealthy.reason),
+            _ => None,
+        };
+        if let Some(reason) = failure {
             let revision = instance.revision;
             let was_healthy = instance
                 .ready_at
                 .is_some_and(|ready| record.time.since(ready) >= HEALTHY_AFTER);
+            if was_healthy && matches!(record.event, Event::InstanceUnhealthy(_)) {
+                // Its replacement need not wait.
+                return;
+            }
             let before = self.starts.get(&deployment_uid);
             let before = before.filter(|history| history.revision >= revision);
             let continues = !was_healthy && !self.has_recovered(deployment_uid, record.time);
@@ -247,7 +260,7 @@ impl Instances {
                 revision,
                 failures,
                 last_failure: Some(record.time),
-                last_reason: ended.reason.clone(),
+                last_reason: reason.clone(),
             };
             self.starts.insert(deployment_uid, history);
         }
@@ -297,6 +310,9 @@ impl Instance {
                 self.phase = Phase::Unready;
                 self.detail.clone_from(&unready.reason);
             }
+            Event::InstanceUnhealthy(unhealthy) => {
+                self.unhealthy = Some(unhealthy.reason.clone());
+            }
             Event::InstanceFailed(ended) => {
                 self.phase = Phase::Failed;
                 self.detail.clone_from(&ended.reason);
@@ -328,6 +344,7 @@ fn instance_of(event: &Event) -> Option<&InstanceId> {
         Event::InstanceStarted(event) => &event.id,
         Event::InstanceReady(event) => &event.id,
         Event::InstanceUnready(event) => &event.id,
+        Event::InstanceUnhealthy(event) => &event.id,
         Event::InstanceFailed(event) | Event::InstanceStopped(event) => &event.id,
         Event::InstanceDraining(event) => &event.id,
         Event::InstanceRemovalRequested(event) => &event.id,

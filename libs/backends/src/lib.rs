@@ -45,6 +45,8 @@ pub struct ObservedInstance {
     pub phase: ObservedPhase,
     /// Whether it was found running after a restart of Penstock.
     pub adopted: bool,
+    /// Why it fails its liveness probe, if so: it runs on until its removal is requested.
+    pub unhealthy: Option<String>,
 }
 
 /// The phase of an instance, from its start request to its end.
@@ -59,7 +61,7 @@ pub enum ObservedPhase {
         /// Why the probe failed, as a sentence.
         reason: String,
     },
-    /// Exited by itself, failed to start, or was ended because a probe failed. The code is unknown
+    /// Exited by itself, failed to start, or was ended because it did not become ready. The code is unknown
     /// for adopted processes and for those ended by a signal.
     Exited {
         /// The exit code of the process.

@@ -350,11 +350,30 @@ async fn tombstones_outlive_penstock() {
 }
 
 #[tokio::test]
+async fn folders_of_removed_instances_go_except_for_the_newest() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    for index in 0..120 {
+        let id = format!("a-{index:03}").into();
+        backend.remove(&id, 1, GRACE).await.unwrap();
+    }
+    let folders = || {
+        let folder = fs::read_dir(data.path().join("instances")).unwrap();
+        folder
+            .filter(|entry| entry.as_ref().unwrap().path().is_dir())
+            .count()
+    };
+    eventually(|| folders() == 100).await;
+    assert!(!record_path(data.path(), "a-000").exists());
+    assert!(record_path(data.path(), "a-119").exists());
+}
+
+#[tokio::test]
 async fn an_adopted_instance_that_is_not_ready_in_time_is_ended() {
     let data = tempfile::tempdir().unwrap();
     let mut start = start_spec("a-1", 1, &Behaviour::default());
     start.spec.readiness_probe.failure_threshold = 3;
-    start.spec.liveness_probe.failure_threshold = 1_000_000;
+    start.spec.liveness_probe = None;
     Parent::start(data.path(), &[start]).kill_when_ready(1);
     let port = record(data.path(), "a-1")["port"].as_u64().unwrap();
     call(&format!("127.0.0.1:{port}"), "/sick");
@@ -496,15 +515,42 @@ async fn an_instance_that_listens_on_loopback_alone_is_not_ready_on_another_host
 }
 
 #[tokio::test]
-async fn an_instance_whose_liveness_probe_fails_is_ended() {
+async fn an_instance_whose_liveness_probe_fails_is_reported_and_runs_until_its_removal() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;
     let ready = started(&backend, start_spec("a-1", 1, &Behaviour::default())).await;
     let mut changes = backend.watch();
     call(ready.address.as_ref().unwrap(), "/sick");
-    let exited = until(&mut changes, is_exited).await;
-    assert!(reason_of_exit(&exited).contains("liveness"), "{exited:?}");
-    assert!(!is_running(ready.pid.unwrap()));
+    let reported = async {
+        loop {
+            if let Some(reason) = changes.recv().await.unwrap().unhealthy {
+                return reason;
+            }
+        }
+    };
+    let reason = tokio::time::timeout(TIMEOUT, reported).await.unwrap();
+    let expected = "its liveness probe `/live` failed 5 times in a row; the last: it answered 500";
+    assert_eq!(reason, expected);
+    assert!(is_running(ready.pid.unwrap()));
+    removed(&backend, &ready.id, GRACE).await;
+}
+
+#[tokio::test]
+async fn an_instance_without_a_liveness_probe_is_not_probed_for_it() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let mut start = start_spec("a-1", 1, &Behaviour::default());
+    start.spec.liveness_probe = None;
+    start.spec.readiness_probe.failure_threshold = 10;
+    let ready = started(&backend, start).await;
+    let mut changes = backend.watch();
+    call(ready.address.as_ref().unwrap(), "/sick");
+    let unready = until(&mut changes, |phase| {
+        matches!(phase, ObservedPhase::Unready { .. })
+    })
+    .await;
+    assert_eq!(unready.unhealthy, None);
+    assert!(is_running(ready.pid.unwrap()));
 }
 
 #[tokio::test]
@@ -513,7 +559,7 @@ async fn an_instance_whose_readiness_probe_fails_is_unready_and_keeps_running() 
     let backend = open(data.path()).await;
     let mut start = start_spec("a-1", 1, &Behaviour::default());
     start.spec.readiness_probe.failure_threshold = 3;
-    start.spec.liveness_probe.path = "/".into();
+    start.spec.liveness_probe = None;
     let ready = started(&backend, start).await;
     let mut changes = backend.watch();
     call(ready.address.as_ref().unwrap(), "/sick");

@@ -11,7 +11,7 @@ use crate::frame::Source;
 use crate::ids::{DeploymentRef, InstanceId, Name, Position, Uid};
 use crate::log::StreamKind;
 use crate::resources::{
-    AutoscaleSpec, BackendKind, DeploymentSpec, EndpointSpec, Labels, Percentages,
+    AutoscaleSpec, BackendKind, DeploymentSpec, EndpointSpec, Labels, Percentages, ProbeSpec,
     ProvisioningState,
 };
 use crate::time::{Span, Timestamp};
@@ -108,9 +108,9 @@ events! {
     /// An endpoint was deleted; its name is free.
     "endpoint.deleted" v 1 in [Endpoint] => EndpointDeleted(Empty),
     /// A deployment was created.
-    "deployment.created" v 1 in [Endpoint] => DeploymentCreated(DeploymentCreated),
+    "deployment.created" v 2 in [Endpoint] => DeploymentCreated(DeploymentCreated),
     /// A deployment's document changed.
-    "deployment.updated" v 1 in [Endpoint] => DeploymentUpdated(DeploymentUpdated),
+    "deployment.updated" v 2 in [Endpoint] => DeploymentUpdated(DeploymentUpdated),
     /// The provisioning state of a deployment changed.
     "deployment.state-changed" v 1 in [Endpoint] => DeploymentStateChanged(DeploymentStateChanged),
     /// Deletion of a deployment was requested.
@@ -132,7 +132,7 @@ events! {
     /// The clock of a bucket's owner, in any service, was set back.
     "clock.stepped" v 1 in [Endpoint, Scaling, Instances, Node, Usage] => ClockStepped(ClockStepped),
     /// The start of an instance was requested from a node.
-    "instance.requested" v 1 in [Instances] => InstanceRequested(Box<InstanceRequested>),
+    "instance.requested" v 2 in [Instances] => InstanceRequested(Box<InstanceRequested>),
     /// An instance is draining: it gets no new requests.
     "instance.draining" v 1 in [Instances] => InstanceDraining(InstanceDraining),
     /// The removal of an instance was requested from its node.
@@ -143,6 +143,8 @@ events! {
     "instance.ready" v 1 in [Node] => InstanceReady(InstanceEvent),
     /// An instance no longer passes its readiness probe.
     "instance.unready" v 1 in [Node] => InstanceUnready(InstanceUnready),
+    /// An instance fails its liveness probe and is to be replaced.
+    "instance.unhealthy" v 1 in [Node] => InstanceUnhealthy(InstanceUnhealthy),
     /// An instance exited on its own, or never started.
     "instance.failed" v 1 in [Node] => InstanceFailed(InstanceEnded),
     /// An instance was stopped on request.
@@ -203,6 +205,9 @@ impl Event {
 fn has_current_shape(type_name: &str, data: &str) -> bool {
     match type_name {
         "usage.closed" | "usage.corrected" => !data.contains(usage::MOVED_IN_V2),
+        "deployment.created" | "deployment.updated" | "instance.requested" => {
+            !data.contains("livenessProbe")
+        }
         _ => false,
     }
 }
@@ -211,8 +216,23 @@ fn has_current_shape(type_name: &str, data: &str) -> bool {
 fn upcast(type_name: &str, from: u32, data: Value) -> Value {
     match (type_name, from) {
         ("usage.closed" | "usage.corrected", 1) => usage::upcast_v1(data),
+        ("deployment.created" | "deployment.updated" | "instance.requested", 1) => {
+            without_former_liveness_default(data)
+        }
         _ => data,
     }
+}
+
+/// Version 1 of a spec always had a liveness probe; the default one was asked for by nobody.
+fn without_former_liveness_default(mut data: Value) -> Value {
+    let spec = data.get_mut("spec").and_then(Value::as_object_mut);
+    if let Some(spec) = spec
+        && let Some(probe) = spec.get("livenessProbe")
+        && ProbeSpec::deserialize(probe).is_ok_and(|probe| probe.is_former_liveness_default())
+    {
+        spec.remove("livenessProbe");
+    }
+    data
 }
 
 /// Why a stored event cannot be read.
@@ -569,6 +589,16 @@ pub struct InstanceStarted {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceUnready {
+    /// The id of the instance.
+    pub id: InstanceId,
+    /// Why the probe failed.
+    pub reason: String,
+}
+
+/// An instance that fails its liveness probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceUnhealthy {
     /// The id of the instance.
     pub id: InstanceId,
     /// Why the probe failed.

@@ -24,7 +24,7 @@ fn examples() -> BTreeMap<&'static str, Value> {
         "command": ["./scorer", "--port", "{port}"],
         "env": {"LEVEL": "2", "DB": {"secretRef": "file:/run/secrets/db"}}, "instances": 1,
         "requestSettings": {"timeout": "5s", "maxConcurrentRequestsPerInstance": 1, "maxQueueWait": "500ms"},
-        "readinessProbe": probe("1s"), "livenessProbe": probe("10s")
+        "readinessProbe": probe("1s"), "livenessProbe": probe("5s")
     });
     let autoscale_spec = json!({
         "target": {"endpoint": "iris", "deployment": "blue"}, "mode": "live",
@@ -140,6 +140,10 @@ fn examples() -> BTreeMap<&'static str, Value> {
         (
             "instance.unready",
             json!({"id": id, "reason": "the probe was answered 503"}),
+        ),
+        (
+            "instance.unhealthy",
+            json!({"id": id, "reason": "its liveness probe `/live` failed 3 times in a row; the last: it answered 500"}),
         ),
         ("instance.failed", ended.clone()),
         ("instance.stopped", ended),
@@ -262,4 +266,30 @@ fn an_unknown_type_or_version_is_rejected_by_name() {
         .unwrap_err()
         .to_string();
     assert!(newer.contains("99"), "{newer}");
+}
+
+#[test]
+fn the_liveness_probe_that_nobody_asked_for_in_version_1_is_none() {
+    for type_name in [
+        "deployment.created",
+        "deployment.updated",
+        "instance.requested",
+    ] {
+        let golden = std::fs::read_to_string(golden_path(type_name, 1)).unwrap();
+        let spec = |data: &str, version| {
+            let event = Event::decode(type_name, version, data).unwrap();
+            event.data().unwrap()["spec"].clone()
+        };
+        assert_eq!(
+            spec(&golden, 1)["livenessProbe"],
+            Value::Null,
+            "{type_name}"
+        );
+        let mut asked: Value = serde_json::from_str(&golden).unwrap();
+        asked["spec"]["livenessProbe"]["path"] = json!("/live");
+        let kept = spec(&asked.to_string(), 1);
+        assert_eq!(kept["livenessProbe"]["path"], "/live", "{type_name}");
+        let explicit = spec(&golden, 2);
+        assert_eq!(explicit["livenessProbe"]["period"], "10s", "{type_name}");
+    }
 }

@@ -109,7 +109,9 @@ impl Checker {
         self.env(spec);
         self.request_settings(&spec.request_settings);
         self.probe(&spec.readiness_probe, "/spec/readinessProbe");
-        self.probe(&spec.liveness_probe, "/spec/livenessProbe");
+        if let Some(probe) = &spec.liveness_probe {
+            self.probe(probe, "/spec/livenessProbe");
+        }
     }
 
     /// Checks the syntax of names in price sheets.

@@ -14,7 +14,7 @@ use crate::instances::plan::Granted;
 
 /// Version of this state. Raise it with any change to what is folded from recorded events or to its
 /// serialized form; consumers that snapshot the state derive their versions from it.
-pub const FOLD_VERSION: u32 = 1;
+pub const FOLD_VERSION: u32 = 2;
 
 /// The state behind one endpoint name, as needed by the services that act on it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

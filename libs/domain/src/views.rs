@@ -736,6 +736,7 @@ fn instance_of(event: &Event) -> Option<&InstanceId> {
         Event::InstanceStarted(event) => &event.id,
         Event::InstanceReady(event) => &event.id,
         Event::InstanceUnready(event) => &event.id,
+        Event::InstanceUnhealthy(event) => &event.id,
         Event::InstanceFailed(event) | Event::InstanceStopped(event) => &event.id,
         Event::InstanceDraining(event) => &event.id,
         Event::InstanceRemovalRequested(event) => &event.id,

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use contract::events::{
     DeploymentCreated, DeploymentEvent, DeploymentUpdated, Empty, EndpointCreated, EndpointKeys,
-    Event, InstanceEnded, InstanceEvent, LeaveReason, MemberJoined, MemberLeft, RemovalReason,
-    RequestReason, SealedKey,
+    Event, InstanceEnded, InstanceEvent, InstanceUnhealthy, LeaveReason, MemberJoined, MemberLeft,
+    RemovalReason, RequestReason, SealedKey,
 };
 use contract::frame::{Source, SourceKind};
 use contract::ids::{Bucket, InstanceId, Name, Position, Uid};
@@ -205,6 +205,12 @@ impl World {
         self.append(Event::InstanceFailed(ended));
     }
 
+    fn sicken(&mut self, id: InstanceId) {
+        let reason = "its liveness probe fails".into();
+        let unhealthy = InstanceUnhealthy { id, reason };
+        self.append(Event::InstanceUnhealthy(unhealthy));
+    }
+
     fn change_command(&mut self) {
         let revision = self.endpoint.as_ref().unwrap().deployments[&name("blue")].instance_revision;
         self.append(Event::DeploymentUpdated(DeploymentUpdated {
@@ -373,6 +379,71 @@ fn a_crash_loop_backs_off_twice_as_long_each_time_up_to_a_minute() {
 }
 
 #[test]
+fn a_crash_loop_beside_a_healthy_instance_backs_off_too() {
+    let mut world = World::new();
+    world.grant(1);
+    world.settle();
+    world.now = world.now + Span::from_secs(3600);
+    world.grant(2);
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        let mut waited = 0;
+        while requests(&world.plan()) == 0 {
+            world.now = world.now + Span::from_secs(1);
+            waited += 1;
+        }
+        waits.push(waited);
+        let id = world.ids_in(InstanceState::Starting).remove(0);
+        world.fail(id);
+        world.carry_out_removals();
+    }
+    assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60]);
+}
+
+#[test]
+fn a_new_revision_starts_at_once_without_the_back_off_of_the_one_it_replaces() {
+    let mut world = World::new();
+    world.grant(3);
+    for _ in 0..8 {
+        world.plan();
+        let ids = world.ids_in(InstanceState::Starting);
+        ids.into_iter().for_each(|id| world.fail(id));
+        world.now = world.now + Span::from_secs(60);
+    }
+    world.plan();
+    let starting = world.ids_in(InstanceState::Starting);
+    world.change_command();
+    // The end of an instance of the old revision is no failure of the new one.
+    starting.into_iter().for_each(|id| world.fail(id));
+    assert_eq!(requests(&world.plan()), 3);
+}
+
+#[test]
+fn an_instance_that_was_healthy_before_a_failure_does_not_end_the_row() {
+    let mut world = World::new();
+    world.grant(2);
+    world.settle();
+    world.now = world.now + Span::from_secs(3600);
+    let mut ids = world.ids_in(InstanceState::Ready);
+    let failures = |world: &World| world.instances.starts[&blue()].failures;
+    world.fail(ids.remove(0));
+    assert_eq!(failures(&world), 1, "it was healthy");
+    for expected in [2, 3, 4] {
+        world.now = world.now + Span::from_secs(120);
+        world.plan();
+        let id = world.ids_in(InstanceState::Starting).remove(0);
+        world.fail(id);
+        assert_eq!(failures(&world), expected);
+    }
+    world.now = world.now + Span::from_secs(120);
+    world.plan();
+    world.make_ready();
+    world.now = world.now + Span::from_secs(60);
+    world.fail(ids.remove(0));
+    assert_eq!(failures(&world), 1, "a start went well in between");
+}
+
+#[test]
 fn a_crash_looping_deployment_is_tried_with_one_instance_at_a_time() {
     let mut world = World::new();
     world.grant(5);
@@ -402,6 +473,67 @@ fn an_instance_that_stayed_healthy_resets_the_failure_count() {
     world.now = world.now + Span::from_secs(61);
     world.grant(5);
     assert_eq!(requests(&world.plan()), 4);
+}
+
+#[test]
+fn an_instance_that_fails_liveness_is_drained_and_replaced_at_once() {
+    let mut world = World::new();
+    world.grant(1);
+    world.settle();
+    world.now = world.now + Span::from_secs(3600);
+    let sick = world.ids_in(InstanceState::Ready).remove(0);
+    world.busy.insert(sick.clone());
+    world.sicken(sick.clone());
+    let orders = world.plan();
+    assert!(
+        matches!(orders.as_slice(), [Event::InstanceDraining(d)]
+            if d.id == sick && d.reason == RemovalReason::Unhealthy),
+        "{orders:?}"
+    );
+    assert_eq!(requests(&world.plan()), 1, "while its requests end");
+    world.busy.clear();
+    let orders = world.plan();
+    assert!(matches!(orders.as_slice(), [Event::InstanceRemovalRequested(r)] if r.id == sick));
+}
+
+#[test]
+fn instances_that_all_fail_liveness_are_replaced_one_at_a_time() {
+    let mut world = World::new();
+    world.grant(4);
+    world.settle();
+    world.now = world.now + Span::from_secs(3600);
+    for id in world.ids_in(InstanceState::Ready) {
+        world.sicken(id);
+    }
+    for replaced in 1..=4 {
+        world.plan();
+        world.plan();
+        assert_eq!(world.count(InstanceState::Ready), 3, "{replaced}");
+        world.carry_out_removals();
+        for _ in 0..3 {
+            world.plan();
+            world.now = world.now + Span::from_secs(1);
+        }
+        assert_eq!(world.count(InstanceState::Ready), 3, "the next one waits");
+        world.make_ready();
+    }
+    world.settle();
+    let all = world.instances.instances.values();
+    assert_eq!(all.filter(|i| i.unhealthy.is_none()).count(), 4);
+}
+
+#[test]
+fn an_instance_that_fails_liveness_right_after_its_start_backs_off() {
+    let mut world = World::new();
+    world.grant(1);
+    for expected in 1..=4 {
+        world.settle();
+        let sick = world.ids_in(InstanceState::Ready).remove(0);
+        world.sicken(sick);
+        assert_eq!(world.instances.starts[&blue()].failures, expected);
+        world.plan();
+        world.now = world.now + Span::from_secs(30);
+    }
 }
 
 #[test]

@@ -40,6 +40,7 @@ pub struct ControlMetrics {
     pub calls: Family<CallLabels, Counter>,
     pub instances: Family<InstanceLabels, Gauge>,
     pub conditions: Family<ConditionLabels, Gauge>,
+    pub failures: Family<DeploymentLabels, Gauge>,
     pub slots_excess: Family<DeploymentLabels, Gauge>,
     /// Seconds from an event's time until its rows are written.
     pub event_lag: Gauge<f64, AtomicU64>,
@@ -64,6 +65,11 @@ impl ControlMetrics {
                 "penstock_deployment_condition",
                 "1 for the present reason of the condition Available of a deployment, 0 for the other reasons",
                 this.conditions.clone(),
+            );
+            registry.register(
+                "penstock_failures_in_a_row",
+                "Instances of the present revision of a deployment that have failed since one of them last became ready",
+                this.failures.clone(),
             );
             registry.register(
                 "penstock_slots_excess",

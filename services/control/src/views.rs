@@ -24,7 +24,7 @@ use contract::events::Event;
 use contract::ids::{Bucket, EndpointKey, Name, Position};
 use contract::log::{Record, RowChange};
 use contract::resources::{AvailableReason, InstanceTally, ProvisioningState};
-use domain::endpoint::Endpoint;
+use domain::endpoint::{Endpoint, available};
 use domain::views::{EndpointModel, Projection};
 use futures::StreamExt;
 use runtime::consumer::{
@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::AccessTokens;
 use crate::commands::Commands;
 use crate::deps::ControlDeps;
-use crate::metrics::{ConditionLabels, ControlMetrics, InstanceLabels};
+use crate::metrics::{ConditionLabels, ControlMetrics, DeploymentLabels, InstanceLabels};
 use crate::reactor;
 use crate::routes::{REPUBLISH_INTERVAL, RoutePublisher};
 use fold::{RowFilter, ViewsFold};
@@ -101,6 +101,8 @@ pub struct ViewsConsumer {
     touched: BTreeSet<EndpointKey>,
     /// Endpoints for which the reactor failed to write.
     unsettled: BTreeSet<EndpointKey>,
+    /// The failures in a row of each deployment that were last logged.
+    logged_failures: BTreeMap<(EndpointKey, Name), u32>,
 }
 
 impl ViewsConsumer {
@@ -152,6 +154,7 @@ impl ViewsConsumer {
             routes,
             touched: BTreeSet::new(),
             unsettled: BTreeSet::new(),
+            logged_failures: BTreeMap::new(),
         };
         (consumer, views)
     }
@@ -391,6 +394,7 @@ impl ViewsConsumer {
     async fn react_to_touched(&mut self) -> Result<(), StoreError> {
         let members = self.routes.members();
         let touched = std::mem::take(&mut self.touched);
+        self.log_failures(&touched);
         let this = &*self;
         let reactions = touched.into_iter().filter_map(|key| {
             let model = this.models.lock().get(&key).map(|e| e.state.clone());
@@ -419,6 +423,44 @@ impl ViewsConsumer {
             }
         }
         Ok(())
+    }
+
+    /// Logs the first failure of a row and then each doubling of their number, so that a crash loop
+    /// neither stays unseen nor fills the log.
+    fn log_failures(&mut self, touched: &BTreeSet<EndpointKey>) {
+        let models = self.models.lock();
+        for key in touched
+            .iter()
+            .filter(|key| self.owned.contains_key(&key.bucket()))
+        {
+            let Some(model) = models.get(key).map(|entry| &entry.state) else {
+                continue;
+            };
+            let deployments = model.endpoint.iter().flat_map(|e| &e.deployments);
+            for (name, deployment) in deployments {
+                let of = (key.clone(), name.clone());
+                let Some(history) = available::present_failures(deployment, &model.instances)
+                else {
+                    self.logged_failures.remove(&of);
+                    continue;
+                };
+                let logged = self.logged_failures.get(&of).copied().unwrap_or(0);
+                if history.failures < logged {
+                    // A new row.
+                    self.logged_failures.insert(of, history.failures);
+                } else if history.failures < logged * 2 || logged == history.failures {
+                    continue;
+                } else {
+                    self.logged_failures.insert(of, history.failures);
+                }
+                tracing::warn!(
+                    deployment = %format_args!("{}/{name}", key.endpoint()),
+                    failures = history.failures,
+                    reason = history.last_reason,
+                    "instances fail; the next start waits longer each time"
+                );
+            }
+        }
     }
 
     /// Handles changes that have no event: expired pins, nodes given up, and writes to retry.
@@ -471,6 +513,9 @@ impl ViewsConsumer {
             let labels = condition_labels(key, deployment, reason);
             self.metrics.conditions.remove(&labels);
         }
+        self.metrics
+            .failures
+            .remove(&deployment_labels(key, deployment));
     }
 
     fn export_states(&self, key: &EndpointKey, model: &EndpointModel) {
@@ -497,6 +542,11 @@ impl ViewsConsumer {
                     .get_or_create(&labels)
                     .set(i64::from(count));
             }
+            let failures = available::present_failures(deployment, &model.instances);
+            self.metrics
+                .failures
+                .get_or_create(&deployment_labels(key, name))
+                .set(failures.map_or(0, |history| i64::from(history.failures)));
             let present = view.status.available.map(|available| available.reason);
             for reason in AvailableReason::ALL {
                 let labels = condition_labels(key, name, reason);
@@ -507,6 +557,13 @@ impl ViewsConsumer {
                     .set(is_present);
             }
         }
+    }
+}
+
+fn deployment_labels(key: &EndpointKey, deployment: &Name) -> DeploymentLabels {
+    DeploymentLabels {
+        endpoint: key.endpoint().to_string(),
+        deployment: deployment.to_string(),
     }
 }
 

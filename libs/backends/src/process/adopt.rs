@@ -247,6 +247,7 @@ fn supervise_adopted(shared: &Arc<Shared>, leader: Leader, record: InstanceRecor
         record,
         phase: ObservedPhase::Starting,
         adopted: true,
+        unhealthy: None,
         removals: Some(sender),
         cpu: CpuMeter::default(),
     };
@@ -297,6 +298,7 @@ fn settle(shared: &Shared, mut record: InstanceRecord) {
         record,
         phase: observed,
         adopted: false,
+        unhealthy: None,
         removals: None,
         cpu: CpuMeter::default(),
     };

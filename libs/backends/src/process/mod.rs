@@ -35,7 +35,9 @@ use crate::watchers::Watchers;
 use crate::{Backend, BackendError, ObservedInstance, ObservedPhase, ResourceSample, StartSpec};
 use launch::{LaunchContext, StartError};
 use os::{CpuMeter, Leader};
-use record::{InstanceRecord, RecordFolder, RecordPhase, is_usable_id};
+use record::{
+    InstanceRecord, RECORD_FORMAT, RecordFolder, RecordPhase, TOMBSTONES_MAX, is_usable_id,
+};
 use shortage::SHORTAGE_RETRY_PAUSE;
 
 pub use host::{Host, UnknownHost};
@@ -120,6 +122,8 @@ struct Entry {
     record: InstanceRecord,
     phase: ObservedPhase,
     adopted: bool,
+    /// Why its liveness probe fails, if it does.
+    unhealthy: Option<String>,
     /// Sends to the supervisor of the instance; `None` once the instance has ended.
     removals: Option<mpsc::Sender<Removal>>,
     cpu: CpuMeter,
@@ -144,6 +148,7 @@ impl Entry {
             pid: self.record.process.as_ref().map(|p| p.pid as u32),
             phase: self.phase.clone(),
             adopted: self.adopted,
+            unhealthy: self.unhealthy.clone(),
         }
     }
 }
@@ -433,9 +438,11 @@ impl Shared {
                 process: None,
                 port: None,
                 host: self.config.host.clone(),
+                format: RECORD_FORMAT,
             },
             phase: ObservedPhase::Starting,
             adopted: false,
+            unhealthy: None,
             removals: Some(sender),
             cpu: CpuMeter::default(),
         };
@@ -523,9 +530,11 @@ impl Shared {
                 process: None,
                 port: None,
                 host: self.config.host.clone(),
+                format: RECORD_FORMAT,
             },
             phase: ObservedPhase::Removed { code: None },
             adopted: false,
+            unhealthy: None,
             removals: None,
             cpu: CpuMeter::default(),
         });
@@ -612,6 +621,32 @@ impl Shared {
             .collect()
     }
 
+    /// Deletes the folders of the oldest removed instances beyond the limit. Blocks on the disk.
+    fn prune(&self) {
+        let disk = self.disk();
+        let Some(folder) = disk.as_ref() else {
+            return;
+        };
+        let tombstones: BTreeMap<InstanceId, InstanceRecord> = {
+            let state = self.state();
+            let ended = state.entries.values().filter(|entry| {
+                entry.removals.is_none()
+                    && matches!(entry.record.phase, RecordPhase::Removed { .. })
+            });
+            ended
+                .map(|entry| (entry.record.id.clone(), entry.record.clone()))
+                .collect()
+        };
+        if tombstones.len() <= TOMBSTONES_MAX {
+            return;
+        }
+        let pruned = folder.prune(&tombstones);
+        let mut state = self.state();
+        for id in pruned {
+            state.entries.remove(&id);
+        }
+    }
+
     /// Returns the instances that may still write output, by deployment.
     fn in_use(&self) -> BTreeMap<String, BTreeSet<InstanceId>> {
         let mut in_use = BTreeMap::<String, BTreeSet<InstanceId>>::new();
@@ -639,6 +674,7 @@ async fn sweep_logs(shared: Arc<Shared>) {
             _ = ticks.tick() => {}
         }
         let swept = shared.run_blocking(|shared| {
+            shared.prune();
             let config = &shared.config;
             sweep(&config.data_dir, &shared.in_use(), config.log_limits, now())
         });

@@ -1,7 +1,9 @@
 //! Readiness and liveness probes of one instance over HTTP.
 //!
 //! Readiness governs the start: an instance that is not ready in time is ended. Liveness is probed only
-//! once the instance has been ready, so that a model that loads slowly is not ended for being busy.
+//! if that was asked for, and once the instance has been ready, so that a model that loads slowly is not
+//! replaced for being busy. An instance that fails it is reported and runs on: the planner decides when
+//! its requests have ended.
 //! A probe that cannot be made because of a resource shortage is neither a success nor a failure.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -29,6 +31,8 @@ const PERIOD_MIN: Duration = Duration::from_millis(10);
 pub(super) enum ProbeVerdict {
     Ready,
     Unready(String),
+    /// The instance fails its liveness probe, for this reason.
+    Unhealthy(String),
     /// The instance is to be ended, for this reason.
     Failed(String),
 }
@@ -67,7 +71,7 @@ impl Streak {
 pub(super) struct Probes {
     pub address: SocketAddr,
     pub readiness: ProbeSpec,
-    pub liveness: ProbeSpec,
+    pub liveness: Option<ProbeSpec>,
     /// Whether the instance was adopted, and so is past its initial delay.
     pub adopted: bool,
     pub resource_limits: ResourceLimits,
@@ -158,7 +162,9 @@ impl Probes {
         verdicts: &mpsc::Sender<ProbeVerdict>,
         mut first_ready: watch::Receiver<bool>,
     ) -> Result<(), mpsc::error::SendError<ProbeVerdict>> {
-        let spec = &self.liveness;
+        let Some(spec) = &self.liveness else {
+            return Ok(());
+        };
         if first_ready.wait_for(|ready| *ready).await.is_err() {
             return Ok(());
         }
@@ -174,7 +180,8 @@ impl Probes {
                     spec.path,
                     spec.failure_threshold.max(1)
                 );
-                verdicts.send(ProbeVerdict::Failed(reason)).await?;
+                // It is replaced, even if the probe succeeds again.
+                return verdicts.send(ProbeVerdict::Unhealthy(reason)).await;
             }
         }
     }

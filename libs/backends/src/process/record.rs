@@ -17,9 +17,9 @@ use uuid::Uuid;
 use super::host::Host;
 use crate::{BackendError, StartSpec};
 
-/// Tombstones that are kept. Ids are never reused, so an old tombstone only guards against requests
-/// that were delayed for very long.
-const TOMBSTONES_MAX: usize = 10_000;
+/// Tombstones that are kept, each a folder. Ids are never reused, so a tombstone only guards against
+/// requests that were delayed; output is kept elsewhere.
+pub(super) const TOMBSTONES_MAX: usize = 100;
 
 /// Longest instance id; it becomes the name of a folder.
 const ID_LENGTH_MAX: usize = 128;
@@ -40,7 +40,13 @@ pub(super) struct InstanceRecord {
     /// The host under which it was started.
     #[serde(default)]
     pub host: Host,
+    /// [`RECORD_FORMAT`], 0 in records of earlier releases.
+    #[serde(default)]
+    pub format: u32,
 }
+
+/// From 1 on, a start has a liveness probe only if one was asked for.
+pub(super) const RECORD_FORMAT: u32 = 1;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "is")]
@@ -182,9 +188,22 @@ pub(super) fn lock_with_retries(file: &File) -> io::Result<()> {
     Ok(flock(file, FlockOperation::NonBlockingLockExclusive)?)
 }
 
+fn upcast(mut record: InstanceRecord) -> InstanceRecord {
+    if record.format == 0
+        && let Some(start) = &mut record.start
+    {
+        let probe = &mut start.spec.liveness_probe;
+        *probe = probe
+            .take()
+            .filter(|probe| !probe.is_former_liveness_default());
+    }
+    record.format = RECORD_FORMAT;
+    record
+}
+
 fn read_record(folder: &Path) -> io::Result<Option<InstanceRecord>> {
     match fs::read(folder.join("record.json")) {
-        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Ok(bytes) => Ok(Some(upcast(serde_json::from_slice(&bytes)?))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }

@@ -124,6 +124,10 @@ impl Supervisor {
                     self.set_phase(ObservedPhase::Ready);
                 }
                 ProbeVerdict::Unready(reason) => self.set_phase(ObservedPhase::Unready { reason }),
+                ProbeVerdict::Unhealthy(reason) => self.shared.update(&self.id, |entry| {
+                    entry.unhealthy = Some(reason);
+                    true
+                }),
                 ProbeVerdict::Failed(reason) => return WatchOutcome::Failed(reason),
             }
         }

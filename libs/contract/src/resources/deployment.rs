@@ -47,9 +47,11 @@ pub struct DeploymentSpec {
     /// Determines whether an instance gets requests.
     #[serde(default = "ProbeSpec::readiness")]
     pub readiness_probe: ProbeSpec,
-    /// Determines whether an instance is stopped and replaced.
-    #[serde(default = "ProbeSpec::liveness")]
-    pub liveness_probe: ProbeSpec,
+    /// Determines whether an instance is replaced: one that fails it gets no new requests, its requests in
+    /// flight may end, and a replacement starts, for one instance of the deployment at a time. None by
+    /// default; probed only once the instance has been ready. Fields left out are as in `readinessProbe`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub liveness_probe: Option<ProbeSpec>,
 }
 
 fn default_instances() -> u32 {
@@ -185,12 +187,14 @@ impl ProbeSpec {
         }
     }
 
-    /// The default liveness probe: every 10 seconds.
-    pub fn liveness() -> Self {
-        Self {
+    /// Whether this is the liveness probe that specs had when nothing was asked for, before there could be
+    /// none. It ended servers that do not answer `GET /`.
+    pub fn is_former_liveness_default(&self) -> bool {
+        let former = Self {
             period: Span::from_secs(10),
             ..Self::readiness()
-        }
+        };
+        *self == former
     }
 }
 

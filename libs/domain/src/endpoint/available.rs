@@ -66,19 +66,24 @@ fn newest_failure(deployment: &Deployment, instances: &Instances) -> Option<Stri
         .filter(|i| i.phase == Phase::Unready && !i.detail.is_empty())
         .max_by_key(|i| i.ready_at)
         .map(|i| format!("{} fails its readiness probe: {}", i.id, i.detail));
-    unready.or_else(|| current_failures(deployment, instances).map(describe_failures))
+    let unhealthy = instances.of(deployment.uid).find_map(|i| {
+        let reason = i.unhealthy.as_ref()?;
+        Some(format!("{} is replaced: {reason}", i.id))
+    });
+    unready
+        .or(unhealthy)
+        .or_else(|| present_failures(deployment, instances).map(describe_failures))
 }
 
-/// The failures in a row of the present revision, if there are any.
-pub(super) fn current_failures<'a>(
+/// The failures in a row of the present revision; `None` also if an instance has become ready since.
+pub fn present_failures<'a>(
     deployment: &Deployment,
     instances: &'a Instances,
 ) -> Option<&'a StartHistory> {
-    let history = instances.starts.get(&deployment.uid)?;
-    let is_current = history
-        .last_failure
-        .is_some_and(|at| at >= deployment.changed_at);
-    (is_current && history.failures > 0).then_some(history)
+    let history = instances.failures(deployment.uid, deployment.instance_revision)?;
+    let has_started_since =
+        of(deployment, instances).any(|i| i.is_ready() && i.ready_at > history.last_failure);
+    (!has_started_since).then_some(history)
 }
 
 fn describe_failures(history: &StartHistory) -> String {

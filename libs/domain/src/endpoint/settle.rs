@@ -98,7 +98,7 @@ fn provisioning_state(
     if granted.is_some_and(|granted| ready >= granted as usize) && !has_older {
         return Some((Succeeded, String::new()));
     }
-    let history = current_failures(deployment, instances)?;
+    let history = instances.failures(deployment.uid, deployment.instance_revision)?;
     let is_crash_looping = ready == 0 && history.failures >= FAILURES_IN_A_ROW;
     if !is_crash_looping || !matches!(deployment.state, Creating | Updating) {
         return None;

@@ -68,6 +68,9 @@ pub struct Instance {
     pub removal: Option<Removal>,
     /// The latest detail that its node reported, for people; empty if none.
     pub detail: String,
+    /// Why it fails its liveness probe and has to be replaced, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unhealthy: Option<String>,
 }
 
 /// The reported phase of an instance; draining and removal are orders and are kept separately.
@@ -110,16 +113,31 @@ pub struct Removal {
     pub since: Timestamp,
 }
 
-/// How recent starts of a deployment went; the basis of the crash-loop back-off.
+/// How recent starts of one revision of a deployment went; the basis of the crash-loop back-off.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StartHistory {
-    /// Consecutive failures; reset by an instance that stays ready for long enough.
+    /// The instance revision whose starts these are.
+    pub revision: u64,
+    /// Consecutive failures; reset by an instance that is started after one and stays ready for long
+    /// enough, not by those that were healthy before.
     pub failures: u32,
     /// Time of the last failure, if any.
     pub last_failure: Option<Timestamp>,
     /// Reason of the last failure, for people.
     pub last_reason: String,
+}
+
+impl StartHistory {
+    /// Whether this instance is a start after the last failure that went well.
+    fn is_ended_by(&self, instance: &Instance, now: Timestamp) -> bool {
+        instance.revision == self.revision
+            && instance.is_ready()
+            && instance.ready_at.is_some_and(|ready| {
+                let is_later = self.last_failure.is_none_or(|failure| ready > failure);
+                is_later && now.since(ready) >= HEALTHY_AFTER
+            })
+    }
 }
 
 /// An instance that stays ready for this long resets the count of consecutive failures.
@@ -198,6 +216,7 @@ impl Instances {
                 draining: None,
                 removal: None,
                 detail: String::new(),
+                unhealthy: None,
             };
             self.instances.insert(requested.id.clone(), instance);
             return;
@@ -214,15 +233,52 @@ impl Instances {
         };
         let deployment_uid = instance.deployment_uid;
         instance.apply_change(record);
-        if let Event::InstanceFailed(ended) = &record.event {
-            let history = self.starts.entry(deployment_uid).or_default();
+        let failure = match &record.event {
+            Event::InstanceFailed(ended) => Some(&ended.reason),
+            Event::InstanceUnhealthy(unhealthy) => Some(&unhealthy.reason),
+            _ => None,
+        };
+        if let Some(reason) = failure {
+            let revision = instance.revision;
             let was_healthy = instance
                 .ready_at
                 .is_some_and(|ready| record.time.since(ready) >= HEALTHY_AFTER);
-            history.failures = if was_healthy { 1 } else { history.failures + 1 };
-            history.last_failure = Some(record.time);
-            history.last_reason.clone_from(&ended.reason);
+            if was_healthy && matches!(record.event, Event::InstanceUnhealthy(_)) {
+                // Its replacement need not wait.
+                return;
+            }
+            let before = self.starts.get(&deployment_uid);
+            let before = before.filter(|history| history.revision >= revision);
+            let continues = !was_healthy && !self.has_recovered(deployment_uid, record.time);
+            let failures = match before {
+                // The end of an instance that is being replaced anyway.
+                Some(history) if history.revision > revision => return,
+                Some(history) if continues => history.failures.saturating_add(1),
+                _ => 1,
+            };
+            let history = StartHistory {
+                revision,
+                failures,
+                last_failure: Some(record.time),
+                last_reason: reason.clone(),
+            };
+            self.starts.insert(deployment_uid, history);
         }
+    }
+
+    /// The failures in a row of this revision of a deployment, if there are any.
+    pub fn failures(&self, deployment_uid: Uid, revision: u64) -> Option<&StartHistory> {
+        let history = self.starts.get(&deployment_uid);
+        history.filter(|history| history.revision == revision && history.failures > 0)
+    }
+
+    /// Whether an instance started after the last failure has stayed ready for long enough.
+    pub fn has_recovered(&self, deployment_uid: Uid, now: Timestamp) -> bool {
+        let Some(history) = self.starts.get(&deployment_uid) else {
+            return true;
+        };
+        self.of(deployment_uid)
+            .any(|instance| history.is_ended_by(instance, now))
     }
 
     /// Removes everything that belongs to a deleted deployment.
@@ -253,6 +309,9 @@ impl Instance {
             Event::InstanceUnready(unready) => {
                 self.phase = Phase::Unready;
                 self.detail.clone_from(&unready.reason);
+            }
+            Event::InstanceUnhealthy(unhealthy) => {
+                self.unhealthy = Some(unhealthy.reason.clone());
             }
             Event::InstanceFailed(ended) => {
                 self.phase = Phase::Failed;
@@ -285,6 +344,7 @@ fn instance_of(event: &Event) -> Option<&InstanceId> {
         Event::InstanceStarted(event) => &event.id,
         Event::InstanceReady(event) => &event.id,
         Event::InstanceUnready(event) => &event.id,
+        Event::InstanceUnhealthy(event) => &event.id,
         Event::InstanceFailed(event) | Event::InstanceStopped(event) => &event.id,
         Event::InstanceDraining(event) => &event.id,
         Event::InstanceRemovalRequested(event) => &event.id,

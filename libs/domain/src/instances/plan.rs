@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::placement::Placement;
-use super::{HEALTHY_AFTER, Instance, Instances, Phase, StartHistory};
+use super::{Instance, Instances, Phase, StartHistory};
 use crate::endpoint::{Deployment, Endpoint};
 use crate::members::Members;
 
@@ -30,7 +30,8 @@ const BACKOFF_FIRST: Span = Span::from_secs(1);
 pub const BACKOFF_MAX: Span = Span::from_secs(60);
 /// Consecutive failures from which on only one start is attempted at a time.
 const SINGLE_START_AFTER_FAILURES: u32 = 2;
-/// Share of the granted number that a rollout may start in addition, at least one instance.
+/// Share of the granted number, at least one instance, that a rollout may start in addition, and that may
+/// be missing while instances that fail their liveness probe are replaced.
 const SURGE_PERCENT: u32 = 25;
 
 /// What the latest decision on a deployment granted.
@@ -94,7 +95,11 @@ pub fn plan(
             endpoint: name.clone(),
             deployment: deployment_name.clone(),
         };
-        let history = instances.starts.get(&deployment.uid);
+        // A new revision is tried at once, whatever became of the one before. Others being healthy says
+        // nothing about the next start.
+        let history = instances
+            .failures(deployment.uid, deployment.instance_revision)
+            .filter(|_| !instances.has_recovered(deployment.uid, context.now));
         let starts =
             fleet
                 .starts(granted.instances)
@@ -107,9 +112,13 @@ pub fn plan(
             let id = InstanceId::new(&of, new_id());
             orders.push(request(id, &of, deployment, *granted, reason, node));
         }
+        let mut drains = fleet.drains(granted.instances);
+        if drains.is_empty() {
+            let unhealthy = fleet.unhealthy_to_replace(granted.instances);
+            drains.extend(unhealthy.map(|instance| (instance, RemovalReason::Unhealthy)));
+        }
         orders.extend(
-            fleet
-                .drains(granted.instances)
+            drains
                 .into_iter()
                 .map(|(instance, reason)| drain(instance, reason, Some(granted.decision))),
         );
@@ -198,6 +207,8 @@ struct Fleet<'a> {
     old: Vec<&'a Instance>,
     /// Whether instances that were lost with their node are still listed.
     has_lost: bool,
+    /// Whether an instance that failed its liveness probe is still being drained or removed.
+    is_replacing_unhealthy: bool,
 }
 
 impl<'a> Fleet<'a> {
@@ -213,7 +224,34 @@ impl<'a> Fleet<'a> {
             current,
             old,
             has_lost,
+            is_replacing_unhealthy: instances.of(deployment.uid).any(|instance| {
+                let draining = instance.draining.as_ref();
+                draining.is_some_and(|draining| draining.reason == RemovalReason::Unhealthy)
+                    && !context.is_lost(instance)
+            }),
         }
+    }
+
+    fn kept(&self) -> impl Iterator<Item = &'a Instance> {
+        self.current.iter().chain(&self.old).copied()
+    }
+
+    /// The next instance to drain because it fails its liveness probe: one at a time, and only as many as
+    /// replacements become ready. What fails all probes at once, such as an overload, must not end all
+    /// instances.
+    fn unhealthy_to_replace(&self, wanted: u32) -> Option<&'a Instance> {
+        if self.is_replacing_unhealthy {
+            return None;
+        }
+        let unhealthy = self.kept().find(|instance| instance.unhealthy.is_some())?;
+        let is_healthy = |instance: &&Instance| instance.unhealthy.is_none();
+        let others_serve = self.kept().filter(is_healthy).any(Instance::is_ready);
+        let others_start = self.kept().filter(is_healthy).any(|i| !i.is_ready());
+        let left = self.ready() - u32::from(unhealthy.is_ready());
+        let is_spare = left + surge(wanted) >= wanted;
+        // Without any ready one, or if only starts that fail are missing, waiting would not help.
+        let is_stuck = !others_start && (others_serve || self.ready() == 0);
+        (is_spare || is_stuck).then_some(unhealthy)
     }
 
     fn size(&self) -> u32 {
@@ -235,14 +273,13 @@ impl<'a> Fleet<'a> {
         if self.old.is_empty() {
             return missing;
         }
-        let surge = (wanted * SURGE_PERCENT).div_ceil(100).max(1);
-        missing.min((wanted + surge).saturating_sub(self.size()))
+        missing.min((wanted + surge(wanted)).saturating_sub(self.size()))
     }
 
     fn reason(&self, wanted: u32, history: Option<&StartHistory>) -> RequestReason {
         if !self.old.is_empty() && self.size() >= wanted {
             RequestReason::Rollout
-        } else if self.has_lost || history.is_some_and(|history| history.failures > 0) {
+        } else if self.has_lost || history.is_some() {
             RequestReason::Replacement
         } else {
             RequestReason::ScaleOut
@@ -264,11 +301,11 @@ impl<'a> Fleet<'a> {
         }
         let surplus = (self.current.len() as u32).saturating_sub(wanted);
         let mut candidates = self.current.clone();
-        // Not ready before ready, then the youngest first: it has the least warmed-up state to
+        // Not ready or not live before ready, then the youngest first: it has the least warmed-up state to
         // lose.
         candidates.sort_by_key(|i| {
             (
-                i.is_ready(),
+                i.is_ready() && i.unhealthy.is_none(),
                 std::cmp::Reverse(i.requested_at),
                 i.id.clone(),
             )
@@ -279,20 +316,16 @@ impl<'a> Fleet<'a> {
     }
 }
 
+/// By how many instances a replacement may deviate from the wanted number.
+fn surge(wanted: u32) -> u32 {
+    (wanted * SURGE_PERCENT).div_ceil(100).max(1)
+}
+
 /// How many starts the crash-loop back-off allows now.
 fn starts_allowed(fleet: &Fleet<'_>, history: Option<&StartHistory>, now: Timestamp) -> u32 {
-    let Some(history) = history.filter(|history| history.failures > 0) else {
+    let Some(history) = history else {
         return u32::MAX;
     };
-    let recovered = fleet.current.iter().any(|instance| {
-        instance.is_ready()
-            && instance
-                .ready_at
-                .is_some_and(|at| now.since(at) >= HEALTHY_AFTER)
-    });
-    if recovered {
-        return u32::MAX;
-    }
     if backoff_until(history).is_some_and(|until| now < until) {
         return 0;
     }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use backends::{ObservedInstance, ObservedPhase, StartSpec};
-use contract::events::{Event, InstanceEnded, InstanceEvent, InstanceStarted, InstanceUnready};
+use contract::events::{
+    Event, InstanceEnded, InstanceEvent, InstanceStarted, InstanceUnhealthy, InstanceUnready,
+};
 use contract::ids::{EndpointKey, InstanceId, Name, Uid};
 use contract::log::{Record, StreamName};
 use contract::resources::BackendKind;
@@ -307,6 +309,7 @@ impl NodeState {
             pid: None,
             phase,
             adopted: false,
+            unhealthy: None,
         }
     }
 
@@ -581,6 +584,14 @@ fn running_events(
             }));
         }
         _ => {}
+    }
+    if instance.unhealthy.is_none()
+        && let Some(reason) = &local.observed.unhealthy
+    {
+        events.push(Event::InstanceUnhealthy(InstanceUnhealthy {
+            id: instance.id.clone(),
+            reason: reason.clone(),
+        }));
     }
     events
 }

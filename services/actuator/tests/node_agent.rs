@@ -570,6 +570,31 @@ async fn an_instance_is_reported_ready_from_the_second_after_it_became_ready() {
     agent.stop().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_process_that_fails_its_liveness_probe_is_reported_and_runs_until_its_removal() {
+    let mut harness = Harness::new().await;
+    let config = ProcessConfig::new(harness.data.path().into(), NODE.into(), "/".into());
+    let backend = ProcessBackend::open(config).await.unwrap();
+    let _agent = harness.agent(BackendKind::PROCESS, backend);
+    let start = support::start_spec("a-1", 1, &Behaviour::default());
+    harness.request(requested("a-1", NODE, start.spec)).await;
+    let Event::InstanceStarted(started) = harness.next_event().await else {
+        panic!("not started")
+    };
+    assert_eq!(harness.next_event().await.type_name(), "instance.ready");
+    support::call(&started.address, "/sick");
+    let Event::InstanceUnhealthy(unhealthy) = harness.next_event().await else {
+        panic!("not unhealthy")
+    };
+    assert!(
+        unhealthy.reason.contains("`/live` failed 5 times"),
+        "{unhealthy:?}"
+    );
+    assert!(support::is_running(started.pid.unwrap()));
+    harness.request(removal("a-1")).await;
+    assert_eq!(harness.next_event().await.type_name(), "instance.stopped");
+}
+
 async fn execute(harness: &Harness, sql: &'static str) {
     let url = format!("sqlite:{}", harness.data.path().join("log.db").display());
     let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();

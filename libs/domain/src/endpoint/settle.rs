@@ -12,7 +12,6 @@ use contract::ids::Name;
 use contract::resources::ProvisioningState;
 use contract::time::Timestamp;
 
-use super::available::current_failures;
 use super::{Deployment, Endpoint};
 use crate::instances::Instances;
 use crate::members::Members;

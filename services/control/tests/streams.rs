@@ -6,6 +6,7 @@ mod support;
 use contract::decision::Decision;
 use contract::events::Event;
 use contract::log::StreamKind;
+use domain::autoscale::ENGINE_VERSION;
 use domain::zones::ZoneData;
 use futures::StreamExt;
 use reqwest::Method;
@@ -184,15 +185,15 @@ async fn decisions_of_other_versions_are_counted_by_version_and_are_not_faults()
         json!({"engine": "autoscale", "engineVersion": version,
             "equal": equal, "onlyWords": only_words, "other": other})
     };
-    let mut by_zones = counts(1, [1, 0, 0]);
+    let mut by_zones = counts(ENGINE_VERSION, [1, 0, 0]);
     by_zones["zoneData"] = json!("1999z");
     // One decision of this version does not record its time zones.
-    let unrecorded = counts(1, [1, 0, 0]);
+    let unrecorded = counts(ENGINE_VERSION, [1, 0, 0]);
     let expected = json!([
         counts(0, [2, 1, 1]),
         unrecorded,
         by_zones,
-        counts(2, [0, 0, 1])
+        counts(ENGINE_VERSION + 1, [0, 0, 1])
     ]);
     assert_eq!(replayed["otherVersions"], expected);
     assert_eq!(replayed["ok"], true, "{replayed}");

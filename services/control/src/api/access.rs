@@ -73,7 +73,7 @@ pub async fn grant(app: Arc<App>, call: Call) -> ApiResult {
     } = call.parse_body()?;
     if expires.is_some_and(|expires| expires <= call.now) {
         let detail =
-            "this time has passed; name a later one, or none for a token that does not expire";
+            "this time has passed; give a later one, or omit it for a token that does not expire";
         return Err(ApiError::invalid(vec![Finding::new("/expires", detail)]));
     }
     if let Some(response) = stored_response(&app, &call).await? {

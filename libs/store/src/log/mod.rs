@@ -4,5 +4,6 @@ pub(crate) mod follow;
 pub(crate) mod leases;
 pub(crate) mod page_reader;
 pub(crate) mod replay;
+pub(crate) mod shared_pages;
 pub(crate) mod snapshots;
 pub(crate) mod store;

@@ -6,21 +6,18 @@
 //!
 //! Invariant: a shared page holds exactly the events that the reader would have read itself.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use contract::ids::Position;
 use contract::log::StreamKind;
-use tokio::sync::{Mutex as AsyncMutex, OnceCell};
+use tokio::sync::Mutex as AsyncMutex;
 
 use crate::archive::combined;
+use crate::log::shared_pages::SharedPage;
 use crate::log::store::{READ_LIMIT_MAX, Store};
 use crate::model::error::StoreError;
 use crate::model::raw::Entry;
-use crate::sql::page::{Page, PageQuery};
-
-/// The maximum number of pages that are kept. A reader that is further behind than that reads by itself.
-const SHARED_PAGES_MAX: usize = 16;
+use crate::sql::page::PageQuery;
 
 /// Usage is most of a long log, and a reader without it wants most of the rest. So these readers read the same
 /// pages, with everything but usage, and leave the other excluded kinds undecoded.
@@ -39,33 +36,6 @@ pub struct UndecodedPage {
     excluded_kinds: Vec<StreamKind>,
 }
 
-/// The pages that the readers of a store share.
-#[derive(Default)]
-pub(crate) struct SharedPages {
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    last_id: u64,
-    /// The position from which each reader continues.
-    readers: BTreeMap<u64, Position>,
-    /// By the position that they follow, and their limit.
-    pages: BTreeMap<(Position, usize), Slot>,
-}
-
-/// A page, once one of its readers has read it.
-type Slot = Arc<OnceCell<Arc<SharedPage>>>;
-
-struct SharedPage {
-    /// Of archives and of the table.
-    pages: Vec<Page>,
-    /// The events of each page that a reader has decoded; `None` if the page is for one reader.
-    decoded: Option<AsyncMutex<Vec<Vec<Option<Entry>>>>>,
-    last: Option<Position>,
-    is_full: bool,
-}
-
 enum ReadError {
     /// The page is not full, so it is only for the one that has read it.
     NotFull(Arc<SharedPage>),
@@ -76,13 +46,9 @@ impl Store {
     /// Returns a reader of the log that shares what it reads with the other readers of this store. Drop it at
     /// the end of the log: until then, pages are kept for it.
     pub fn page_reader(&self) -> PageReader {
-        let mut state = self.shared_pages().lock();
-        state.last_id += 1;
-        let id = state.last_id;
-        drop(state);
         PageReader {
             store: self.clone(),
-            id,
+            id: self.shared_pages().next_id(),
         }
     }
 }
@@ -197,49 +163,5 @@ impl UndecodedPage {
             page.decode_more(&self.excluded_kinds, decoded, &mut entries)?;
         }
         Ok(entries)
-    }
-}
-
-impl SharedPages {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Moves a reader on to a page, and returns the place of that page; `None` if it is not kept.
-    fn slot(&self, id: u64, query: &PageQuery<'_>) -> Option<Slot> {
-        let mut state = self.lock();
-        state.readers.insert(id, query.after);
-        state.forget_passed();
-        let key = (query.after, query.limit);
-        if let Some(slot) = state.pages.get(&key) {
-            return Some(slot.clone());
-        }
-        if state.pages.len() >= SHARED_PAGES_MAX {
-            if state.pages.keys().next().is_some_and(|first| key < *first) {
-                return None;
-            }
-            state.pages.pop_first();
-        }
-        let slot = Slot::default();
-        state.pages.insert(key, slot.clone());
-        Some(slot)
-    }
-
-    /// Keeps no pages for a reader any more.
-    fn leave(&self, id: u64) {
-        let mut state = self.lock();
-        if state.readers.remove(&id).is_some() {
-            state.forget_passed();
-        }
-    }
-}
-
-impl State {
-    /// Drops the pages that every reader has passed.
-    fn forget_passed(&mut self) {
-        match self.readers.values().min() {
-            Some(first) => self.pages.retain(|(after, _), _| after >= first),
-            None => self.pages.clear(),
-        }
     }
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::archive::archive_set::{self, ArchiveSet};
 use crate::archive::combined;
 use crate::log::follow;
-use crate::log::page_reader::SharedPages;
+use crate::log::shared_pages::SharedPages;
 use crate::model::archive::Archive;
 use crate::model::commit::{Commit, Committed, IdempotencyKey};
 use crate::model::error::{CommitError, StoreError};

@@ -360,18 +360,23 @@ fn a_failed_instance_is_removed_and_replaced_after_the_back_off() {
     assert_eq!(requests(&world.plan()), 1);
 }
 
+/// Moves time on until an instance is requested; returns by how many seconds.
+fn seconds_until_a_request(world: &mut World) -> u64 {
+    let mut waited = 0;
+    while requests(&world.plan()) == 0 {
+        world.now = world.now + Span::from_secs(1);
+        waited += 1;
+    }
+    waited
+}
+
 #[test]
 fn a_crash_loop_backs_off_twice_as_long_each_time_up_to_a_minute() {
     let mut world = World::new();
     world.grant(1);
     let mut waits = Vec::new();
     for _ in 0..9 {
-        let mut waited = 0;
-        while requests(&world.plan()) == 0 {
-            world.now = world.now + Span::from_secs(1);
-            waited += 1;
-        }
-        waits.push(waited);
+        waits.push(seconds_until_a_request(&mut world));
         let id = world.ids_in(InstanceState::Starting).remove(0);
         world.fail(id);
     }
@@ -387,12 +392,7 @@ fn a_crash_loop_beside_a_healthy_instance_backs_off_too() {
     world.grant(2);
     let mut waits = Vec::new();
     for _ in 0..8 {
-        let mut waited = 0;
-        while requests(&world.plan()) == 0 {
-            world.now = world.now + Span::from_secs(1);
-            waited += 1;
-        }
-        waits.push(waited);
+        waits.push(seconds_until_a_request(&mut world));
         let id = world.ids_in(InstanceState::Starting).remove(0);
         world.fail(id);
         world.carry_out_removals();

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use contract::frame::{DeploymentFrame, InstanceFrame, SourceKind};
 use domain::measure::METRICS;
+use fastrand::Rng;
 use serde_json::{Value, json};
 
 use crate::harness::{Scaler, deployment_frame, document};
@@ -16,21 +17,12 @@ use crate::harness::{Scaler, deployment_frame, document};
 const TICKS_PER_POLICY: u64 = 200;
 const WINDOWS: [usize; 4] = [1, 2, 5, 10];
 
-/// splitmix64: the same ticks on every machine.
-struct Rng(u64);
+fn below(rng: &mut Rng, bound: u64) -> u64 {
+    rng.u64(0..bound)
+}
 
-impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-
-    fn one_in(&mut self, chance: u64) -> bool {
-        self.below(chance) == 0
-    }
+fn one_in(rng: &mut Rng, chance: u64) -> bool {
+    below(rng, chance) == 0
 }
 
 /// What one second of a kind of source gives evidence of; `None` if there was no frame.
@@ -58,9 +50,9 @@ struct TestRule {
 fn rules(rng: &mut Rng) -> (Value, Vec<TestRule>) {
     let mut written = Vec::new();
     let mut rules = Vec::new();
-    for index in 0..1 + rng.below(3) {
-        let row = &METRICS[rng.below(METRICS.len() as u64) as usize];
-        let window = WINDOWS[rng.below(4) as usize];
+    for index in 0..1 + below(rng, 3) {
+        let row = &METRICS[below(rng, METRICS.len() as u64) as usize];
+        let window = WINDOWS[below(rng, 4) as usize];
         let is_latency = row.name.starts_with("latency");
         let is_share = row.name.ends_with("_ratio");
         let high = match (is_latency, is_share) {
@@ -68,7 +60,7 @@ fn rules(rng: &mut Rng) -> (Value, Vec<TestRule>) {
             (_, true) => json!("<= 1"),
             _ => json!("< 100000"),
         };
-        let aggregation = match rng.below(4) {
+        let aggregation = match below(rng, 4) {
             0 => "max",
             1 => "last",
             _ => "average",
@@ -77,7 +69,7 @@ fn rules(rng: &mut Rng) -> (Value, Vec<TestRule>) {
             "name": format!("rule-{index}"),
             "metric": {"name": row.name, "window": format!("{window}s"), "aggregation": aggregation},
         });
-        if row.is_total && rng.one_in(3) {
+        if row.is_total && one_in(rng, 3) {
             rule["track"] = json!({"target": 1000});
         } else {
             rule["when"] = high;
@@ -100,7 +92,7 @@ fn gateway_second(rng: &mut Rng, regime: u64) -> (DeploymentFrame, Evidence) {
         defined: true,
         ..Evidence::default()
     };
-    let some = 1 + rng.below(5);
+    let some = 1 + below(rng, 5);
     match regime {
         0 => {
             evidence.idle = true;
@@ -110,29 +102,29 @@ fn gateway_second(rng: &mut Rng, regime: u64) -> (DeploymentFrame, Evidence) {
         1 => {
             frame.in_flight_us = some * 1_000_000;
             frame.oldest_in_flight_us = some * 100_000;
-            frame.outcomes.client_left = rng.below(2);
+            frame.outcomes.client_left = below(rng, 2);
         }
         // Requests are refused, some while others wait.
         2 => {
             frame.outcomes.too_many_pending = some;
-            frame.outcomes.hold_expired = rng.below(2);
-            frame.queued_us = rng.below(2) * 50_000;
+            frame.outcomes.hold_expired = below(rng, 2);
+            frame.queued_us = below(rng, 2) * 50_000;
             evidence.refused = true;
         }
         // Instances cannot be reached.
         3 => frame.outcomes.unreachable = some,
         _ => {
             frame.outcomes.success = some;
-            frame.outcomes.timeout = rng.below(2);
+            frame.outcomes.timeout = below(rng, 2);
             frame.in_flight_us = some * 100_000;
             for _ in 0..some + frame.outcomes.timeout {
-                frame.latency.record(1000 + rng.below(900_000));
+                frame.latency.record(1000 + below(rng, 900_000));
             }
             evidence.answered = true;
         }
     }
     frame.arrivals = some;
-    if rng.one_in(50) {
+    if one_in(rng, 50) {
         frame.definitions = 0;
         evidence.defined = false;
     }
@@ -142,20 +134,20 @@ fn gateway_second(rng: &mut Rng, regime: u64) -> (DeploymentFrame, Evidence) {
 fn node_second(rng: &mut Rng) -> (DeploymentFrame, Evidence) {
     let mut frame = deployment_frame();
     let mut sampled = false;
-    for index in 0..rng.below(4) {
-        let ready_for_us = (!rng.one_in(3)).then(|| rng.below(3) * 1_000_000);
-        let is_reported = !rng.one_in(4);
+    for index in 0..below(rng, 4) {
+        let ready_for_us = (!one_in(rng, 3)).then(|| below(rng, 3) * 1_000_000);
+        let is_reported = !one_in(rng, 4);
         let instance = InstanceFrame {
             ready_for_us,
-            cpu_us: is_reported.then(|| rng.below(1_000_000)),
-            memory_bytes: is_reported.then(|| rng.below(1000)),
+            cpu_us: is_reported.then(|| below(rng, 1_000_000)),
+            memory_bytes: is_reported.then(|| below(rng, 1000)),
             memory_limit_bytes: Some(1000),
             ..InstanceFrame::new(format!("iris-blue-{index}").into())
         };
         sampled |= is_reported && ready_for_us.is_some_and(|ready| ready >= 1_000_000);
         frame.instances.push(instance);
     }
-    let defined = !rng.one_in(50);
+    let defined = !one_in(rng, 50);
     frame.definitions = u32::from(defined);
     let evidence = Evidence {
         sampled,
@@ -206,25 +198,25 @@ impl Run {
     fn policy(&mut self, ticks: u64) {
         let rng = &mut self.rng;
         let (written, rules) = rules(rng);
-        let missing = ["hold", "default"][rng.below(2) as usize];
+        let missing = ["hold", "default"][below(rng, 2) as usize];
         let mut scaler = Scaler::new(&document(written, json!({"missing": missing})), 15);
         let (mut gateways, mut nodes) = (Seconds::new(), Seconds::new());
         let mut regime = 0;
         for _ in 0..ticks {
             // Regimes last, so that windows are filled with one, and change.
-            if rng.one_in(6) {
-                regime = rng.below(6);
+            if one_in(rng, 6) {
+                regime = below(rng, 6);
             }
             let (frame, evidence) = gateway_second(rng, regime);
-            let sent = !rng.one_in(60);
+            let sent = !one_in(rng, 60);
             if sent {
-                let is_listed = !evidence.idle || rng.one_in(2);
+                let is_listed = !evidence.idle || one_in(rng, 2);
                 let listed = is_listed.then_some(frame).into_iter().collect();
                 scaler.receive(SourceKind::GATEWAY, listed);
             }
             gateways.push_back(sent.then_some(evidence));
             let (frame, evidence) = node_second(rng);
-            let sent = !rng.one_in(60);
+            let sent = !one_in(rng, 60);
             if sent {
                 scaler.receive(SourceKind::NODE, vec![frame]);
             }
@@ -235,7 +227,7 @@ impl Run {
                 }
             }
             let before = scaler.granted();
-            let granted = scaler.step(rng.below(5) as u32);
+            let granted = scaler.step(below(rng, 5) as u32);
             if granted >= before {
                 self.holds += 1;
             } else {
@@ -261,7 +253,7 @@ fn number(name: &str, default: u64) -> u64 {
 fn no_rule_scales_in_without_an_answer_an_idle_gateway_or_a_sample() {
     let ticks = number("COUNT", 100_000);
     let mut run = Run {
-        rng: Rng(number("SEED", 11)),
+        rng: Rng::with_seed(number("SEED", 11)),
         scale_ins: 0,
         holds: 0,
     };

@@ -4,8 +4,9 @@
 //!
 //! Everything that needs the store is behind the feature `log`, which the gateway does not enable.
 //!
-//! Invariant: this is the only place that reads the wall clock or draws random numbers; engines get
-//! time and ids as arguments.
+//! Invariant: the wall clock is read and random numbers are drawn here; engines get time and ids as
+//! arguments. The few other places are at the edge, each marked with its reason (`clippy.toml` lists
+//! what needs one).
 
 #![warn(missing_docs, clippy::missing_errors_doc)]
 

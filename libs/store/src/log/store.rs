@@ -180,6 +180,9 @@ impl Store {
     }
 
     /// Subscribes to the commits of this process from now on, in order of position, one list per commit.
+    ///
+    /// The channel has no bound: a commit must neither wait for a subscriber nor lose records to a slow one. In
+    /// a server the only one is the relay to the bus of the same process, which does nothing but publish.
     pub fn subscribe(&self) -> mpsc::UnboundedReceiver<Vec<Arc<Record>>> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.inner

@@ -29,8 +29,9 @@ use crate::retry;
 pub use store_reader::EventFilter;
 use store_reader::{Page, ReadEvent, ReadOutcome, StoreReader};
 
-/// The most records per read of the store, and per item.
-const PAGE: usize = 1000;
+/// The most records per read of the store, and per item. Smaller pages cost more queries, larger ones
+/// memory while the log is folded: several readers each hold some.
+const PAGE: usize = 500;
 
 /// How often to check the store for records that the bus has lost.
 const RECHECK_EVERY: Duration = Duration::from_secs(1);

@@ -119,7 +119,20 @@ const MUST_NOT_REACH: &[(&str, &[&str])] = &[
 ];
 
 /// Crates without import cycles between modules. Add more; never remove one.
-const ACYCLIC: &[&str] = &["libs/bus", "libs/documents", "libs/store"];
+const ACYCLIC: &[&str] = &[
+    "clients/cli",
+    "clients/load",
+    "libs/backends",
+    "libs/bus",
+    "libs/documents",
+    "libs/runtime",
+    "libs/store",
+    "services/actuator",
+    "services/autoscaler",
+    "services/gateway",
+    "services/meter",
+    "services/penstock",
+];
 
 /// Crates whose results depend only on their arguments.
 const PURE: &[&str] = &["contract", "documents", "domain"];

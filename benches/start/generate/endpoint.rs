@@ -14,9 +14,9 @@ use contract::resources::ProvisioningState;
 use contract::time::{Span, Timestamp};
 use domain::autoscale::{Policy, Selection, TickInputs, carry, evaluate, explain, should_explain};
 use domain::endpoint::Deployment;
-use domain::endpoint::settle::settle;
 use domain::fold::EndpointFold;
 use domain::instances::plan::{PlanContext, plan};
+use domain::settle::settle;
 use runtime::ids::Ids;
 
 use self::load::Session;

@@ -1,6 +1,7 @@
 //! Errors of commands and their exit codes: 1 refused or failed, 2 usage, 3 server unreachable.
 
 use crate::client::ClientError;
+use crate::client::config::ConfigError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -28,6 +29,15 @@ impl CliError {
             Self::NoServer(_)
             | Self::Client(ClientError::Unreachable { .. } | ClientError::Gateway { .. }) => 3,
             Self::Quiet(code) => *code,
+        }
+    }
+}
+
+impl From<ConfigError> for CliError {
+    fn from(error: ConfigError) -> Self {
+        match error {
+            ConfigError::Invalid(sentence) => Self::Usage(sentence),
+            ConfigError::NoServer(sentence) => Self::NoServer(sentence),
         }
     }
 }

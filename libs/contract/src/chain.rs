@@ -14,8 +14,6 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
-use crate::log::RawRecord;
-
 /// Domain separation prefix, so that the hash of an event cannot equal the hash of other data. Another
 /// number is another format of the store.
 const DOMAIN: &[u8] = b"penstock event 1";
@@ -103,28 +101,7 @@ pub struct HashedFields<'a> {
     pub texts: [&'a str; 5],
 }
 
-impl<'a> HashedFields<'a> {
-    /// Returns the fields of an event.
-    pub fn of(event: &'a RawRecord) -> Self {
-        Self {
-            numbers: [
-                event.position.0,
-                event.prev.0,
-                u64::from(event.bucket.0),
-                event.version,
-                u64::from(event.type_version),
-                event.time.millis() as u64,
-            ],
-            texts: [
-                &event.stream,
-                &event.id,
-                &event.type_name,
-                &event.actor,
-                &event.data,
-            ],
-        }
-    }
-
+impl HashedFields<'_> {
     /// Adds every field to `hash`, text with its length, so that no two events have the same encoding.
     pub fn hash_into(&self, hash: &mut Sha256) {
         for number in self.numbers {
@@ -150,6 +127,7 @@ impl<'a> HashedFields<'a> {
 mod tests {
     use super::*;
     use crate::ids::{Bucket, Position};
+    use crate::log::RawRecord;
     use crate::time::Timestamp;
 
     fn event() -> RawRecord {

@@ -9,11 +9,11 @@ use uuid::Uuid;
 use crate::decision::{Decision, Pause, Pin};
 use crate::frame::Source;
 use crate::ids::{DeploymentRef, InstanceId, Name, Position, Uid};
-use crate::log::StreamKind;
 use crate::resources::{
     AutoscaleSpec, BackendKind, DeploymentSpec, EndpointSpec, Labels, Percentages, ProbeSpec,
     ProvisioningState,
 };
+use crate::stream::StreamKind;
 use crate::time::{Span, Timestamp};
 use crate::usage::{self, UsageGap, UsageMinute};
 

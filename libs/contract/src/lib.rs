@@ -18,6 +18,7 @@ pub mod own_secrets;
 pub mod problem;
 pub mod resources;
 pub mod route;
+pub mod stream;
 pub mod time;
 pub mod usage;
 

@@ -6,6 +6,7 @@
 #![warn(missing_docs, clippy::missing_errors_doc)]
 
 pub mod autoscale;
+pub mod available;
 pub mod documents;
 pub mod endpoint;
 pub mod fold;
@@ -13,6 +14,7 @@ pub mod instances;
 pub mod measure;
 pub mod members;
 pub mod routes;
+pub mod settle;
 pub mod usage;
 pub mod views;
 pub mod zones;

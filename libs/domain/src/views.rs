@@ -20,7 +20,8 @@ use contract::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::endpoint::{Deployment, Endpoint, available};
+use crate::available;
+use crate::endpoint::{Deployment, Endpoint};
 use crate::instances::{InstanceState, Instances};
 
 pub use models::{MODELS, ReadModel};

@@ -16,10 +16,10 @@ use contract::resources::{BackendKind, DeploymentSpec};
 use contract::time::{Span, Timestamp};
 use contract::{DeploymentRef, EndpointKey};
 use domain::endpoint::Endpoint;
-use domain::endpoint::settle::settle;
 use domain::instances::plan::{Granted, PlanContext, plan};
 use domain::instances::{Instance, InstanceState, Instances};
 use domain::members::{Members, NODE_GRACE};
+use domain::settle::settle;
 use proptest::prelude::*;
 use uuid::Uuid;
 

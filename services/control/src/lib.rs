@@ -8,6 +8,7 @@
 
 pub mod access;
 pub mod api;
+mod app;
 mod auth;
 mod call;
 mod commands;

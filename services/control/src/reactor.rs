@@ -4,8 +4,8 @@
 use contract::ids::EndpointKey;
 use contract::log::Actor;
 use contract::time::Timestamp;
-use domain::endpoint::settle::settle;
 use domain::members::Members;
+use domain::settle::settle;
 use domain::views::EndpointModel;
 use store::StoreError;
 

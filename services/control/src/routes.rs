@@ -19,11 +19,11 @@ use domain::routes::slots::YieldTracker;
 use domain::routes::{AllocationInputs, route, tombstone};
 use domain::views::EndpointModel;
 use runtime::clock::Clock;
+use runtime::consumer::{Entries, SharedEntries};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{ControlMetrics, DeploymentLabels};
-use crate::views::Views;
 
 pub const REPUBLISH_INTERVAL: Duration = Duration::from_secs(30);
 /// How often to check whether gateways have yielded slots.
@@ -86,9 +86,7 @@ impl RoutePublisher {
     }
 
     /// Publishes routes whose slots can grow because all gateways have yielded.
-    fn publish_increases(&self, views: &Views, now: Timestamp) {
-        // Lock order everywhere: first the models, then the allocation.
-        let models = views.models();
+    fn publish_increases(&self, models: &Entries<EndpointModel>, now: Timestamp) {
         let mut allocation = self.allocation();
         let SlotAllocation {
             yielded, members, ..
@@ -168,8 +166,14 @@ impl SlotAllocation {
     }
 }
 
-/// Follows the progress that gateways report, until `shutdown`.
-pub async fn run(routes: Arc<RoutePublisher>, views: Views, shutdown: CancellationToken) {
+/// Follows the progress that gateways report, until `shutdown`. Nothing is published of models that are
+/// not caught up.
+pub async fn run(
+    routes: Arc<RoutePublisher>,
+    models: SharedEntries<EndpointModel>,
+    are_caught_up: impl Fn() -> bool,
+    shutdown: CancellationToken,
+) {
     let mut frames = routes.bus.subscribe_frames();
     let mut ticks = tokio::time::interval(CHECK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -186,8 +190,9 @@ pub async fn run(routes: Arc<RoutePublisher>, views: Views, shutdown: Cancellati
                 }
             }
             _ = ticks.tick() => {
-                if views.progress().borrow().caught_up {
-                    routes.publish_increases(&views, routes.clock.now());
+                if are_caught_up() {
+                    // Lock order everywhere: first the models, then the allocation.
+                    routes.publish_increases(&models.lock(), routes.clock.now());
                 }
             }
         }

@@ -11,18 +11,19 @@ use axum::extract::{ConnectInfo, RawPathParams, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
 use bytes::Bytes;
-use contract::ids::{Bucket, EndpointKey, Name, Position};
+use contract::ids::{EndpointKey, Name};
 use domain::endpoint::Endpoint;
 use domain::views::ReadModel;
 use http::{Method, StatusCode};
 use serde_json::json;
 use store::{RowQuery, StoreError};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::AccessTokens;
 use crate::api;
+use crate::app::App;
 use crate::auth::{authorize, is_trusted_peer};
 use crate::call::Call;
 use crate::commands::{Commands, EndpointIndex};
@@ -34,34 +35,12 @@ use crate::metrics::{CallLabels, ControlMetrics};
 use crate::routes::RoutePublisher;
 use crate::seal::{Seal, SealError, write_private};
 use crate::table::RouteEntry;
-use crate::views::{CONSUMER, Progress, Views, ViewsConsumer, lag};
+use crate::views::{Views, ViewsConsumer, lag};
 
 /// Largest request body.
 pub const BODY_BYTES_MAX: usize = documents::TEXT_BYTES_MAX;
-/// How long a GET waits for the read models to reach the position that it requires.
-pub const POSITION_WAIT: Duration = Duration::from_secs(2);
 /// Maximum endpoints to try when looking for a readable one to check the seal key against.
 const SEAL_CHECK_ENDPOINTS_MAX: usize = 50;
-/// How often a waiting GET polls the cursor of rows that another replica writes.
-const CURSOR_POLL_INTERVAL: Duration = Duration::from_millis(20);
-
-/// State shared by the handlers.
-pub struct App {
-    pub config: ControlConfig,
-    pub deps: ControlDeps,
-    pub commands: Arc<Commands>,
-    pub access: Arc<AccessTokens>,
-    pub seal: Seal,
-    pub views: Views,
-    /// The routes and the members, as far as this replica has read.
-    pub routes: Arc<RoutePublisher>,
-    pub metrics: ControlMetrics,
-    pub openapi: String,
-    /// Permits for event and log streams.
-    pub streams: Arc<Semaphore>,
-    /// Ends the streams when cancelled.
-    pub shutdown: CancellationToken,
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -155,7 +134,13 @@ impl Control {
         let streams = self.app.shutdown.clone();
         let limits = self.app.config.limits;
         let descriptors = self.app.config.descriptors.clone();
-        let routing = crate::routes::run(self.routes, self.app.views.clone(), stop.clone());
+        let progress = self.app.views.progress();
+        let routing = crate::routes::run(
+            self.routes,
+            self.app.views.shared_models(),
+            move || progress.borrow().caught_up,
+            stop.clone(),
+        );
         let members = Box::pin(crate::members::run(self.app.deps.clone(), stop.clone()));
         let lag = {
             let app = self.app.clone();
@@ -199,16 +184,6 @@ impl Control {
 }
 
 impl App {
-    /// Acquires a permit for one more stream, or fails if the limit is reached.
-    pub fn acquire_stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        self.streams.clone().try_acquire_owned().map_err(|_| {
-            ApiError::too_many_streams(format!(
-                "all {} event and log streams are in use; close one, or try again later",
-                self.config.limits.streams
-            ))
-        })
-    }
-
     async fn write_client_file(&self, addr: SocketAddr) -> Result<(), ControlError> {
         let path = self.config.data.join(CLIENT_FILE);
         let stored = std::fs::read_to_string(&path).ok();
@@ -225,59 +200,6 @@ impl App {
             file: path.display().to_string(),
             source,
         })
-    }
-
-    /// Waits until the rows reflect the event at a position, at most for [`POSITION_WAIT`].
-    pub async fn wait_for(&self, position: Position) -> Result<(), ApiError> {
-        let after = Position(position.0.saturating_sub(1));
-        let event = self.deps.store.read_raw(after, 1).await?;
-        let Some(bucket) = event.first().map(|event| event.bucket) else {
-            return Ok(());
-        };
-        let reached = async {
-            self.wait_until_folded(bucket, position).await;
-            self.wait_until_written(bucket, position).await
-        };
-        // A timeout is no error: the response shows what is there.
-        match tokio::time::timeout(POSITION_WAIT, reached).await {
-            Ok(Err(error)) => Err(error.into()),
-            Ok(Ok(())) | Err(_) => Ok(()),
-        }
-    }
-
-    /// Waits until this replica has folded the event.
-    async fn wait_until_folded(&self, bucket: Bucket, position: Position) {
-        let mut progress = self.views.progress();
-        let reached = |progress: &Progress| {
-            let folded = progress.folded.get(&bucket);
-            folded.is_some_and(|folded| *folded >= position)
-        };
-        // The consumer runs as long as the server.
-        let _ = progress.wait_for(reached).await;
-    }
-
-    /// Waits until the rows reflect the event, whichever replica writes them.
-    async fn wait_until_written(
-        &self,
-        bucket: Bucket,
-        position: Position,
-    ) -> Result<(), StoreError> {
-        let mut progress = self.views.progress();
-        loop {
-            let own = progress.borrow_and_update().written.get(&bucket).copied();
-            match own {
-                Some(written) if written >= position => return Ok(()),
-                Some(_) => {
-                    let _ = progress.changed().await;
-                }
-                None => {
-                    if self.deps.store.cursor(CONSUMER, bucket).await? >= position {
-                        return Ok(());
-                    }
-                    tokio::time::sleep(CURSOR_POLL_INTERVAL).await;
-                }
-            }
-        }
     }
 
     /// Reports a problem if this replica's seal key cannot open what other replicas sealed.

@@ -9,9 +9,9 @@ use http::Method;
 use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
 
+use crate::app::App;
 use crate::call::Call;
 use crate::response::ApiResult;
-use crate::service::App;
 
 pub type Handler = fn(Arc<App>, Call) -> BoxFuture<'static, ApiResult>;
 type SchemaOf = fn(&mut SchemaGenerator) -> Schema;

@@ -24,7 +24,8 @@ use contract::events::Event;
 use contract::ids::{Bucket, EndpointKey, Name, Position};
 use contract::log::{Record, RowChange};
 use contract::resources::{AvailableReason, InstanceTally, ProvisioningState};
-use domain::endpoint::{Endpoint, available};
+use domain::available;
+use domain::endpoint::Endpoint;
 use domain::views::{EndpointModel, Projection};
 use futures::StreamExt;
 use runtime::consumer::{
@@ -74,6 +75,10 @@ pub struct Views {
 impl Views {
     pub fn models(&self) -> MutexGuard<'_, Entries<EndpointModel>> {
         self.models.lock()
+    }
+
+    pub fn shared_models(&self) -> SharedEntries<EndpointModel> {
+        self.models.clone()
     }
 
     pub fn progress(&self) -> watch::Receiver<Progress> {

@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::CliError;
-
 /// The name of the file that `serve` writes into its data folder, mode 0600.
 pub const CLIENT_FILE: &str = "client.json";
 
@@ -77,8 +75,19 @@ pub struct Connection {
     pub token: Option<String>,
 }
 
+/// The connection cannot be determined.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// An argument or a file is invalid.
+    #[error("{0}")]
+    Invalid(String),
+    /// No server is named, and none has left its address here.
+    #[error("{0}")]
+    NoServer(String),
+}
+
 /// Resolves the connection in the documented order.
-pub fn resolve(args: &ConnectArgs, environment: &Environment) -> Result<Connection, CliError> {
+pub fn resolve(args: &ConnectArgs, environment: &Environment) -> Result<Connection, ConfigError> {
     let named = args.server.as_deref().filter(|server| !server.is_empty());
     let file = match (&environment.config, named) {
         (Some(path), _) => Some(read_file(path)?),
@@ -99,22 +108,22 @@ pub fn resolve(args: &ConnectArgs, environment: &Environment) -> Result<Connecti
     })
 }
 
-fn unknown_server(data_dir: &Path) -> CliError {
-    CliError::NoServer(format!(
+fn unknown_server(data_dir: &Path) -> ConfigError {
+    ConfigError::NoServer(format!(
         "no server is known: there is no {}. Start one with `penstock serve`, or name it with --server or PENSTOCK_SERVER (and its client.json with PENSTOCK_CONFIG)",
         data_dir.join(CLIENT_FILE).display()
     ))
 }
 
-fn read_file(path: &Path) -> Result<ClientFile, CliError> {
+fn read_file(path: &Path) -> Result<ClientFile, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|error| {
-        CliError::Usage(format!(
+        ConfigError::Invalid(format!(
             "the client's configuration {} cannot be read: {error}",
             path.display()
         ))
     })?;
     serde_json::from_str(&text).map_err(|error| {
-        CliError::Usage(format!(
+        ConfigError::Invalid(format!(
             "{} is not a client configuration ({error}): it must be {{\"server\": \"http://…\", \"gateway\": \"http://…\", \"token\": \"…\"}}",
             path.display()
         ))
@@ -122,7 +131,7 @@ fn read_file(path: &Path) -> Result<ClientFile, CliError> {
 }
 
 /// Reads the default file, which may be missing; if a server is named it may also be invalid.
-fn read_default(path: &Path, server_named: bool) -> Result<Option<ClientFile>, CliError> {
+fn read_default(path: &Path, server_named: bool) -> Result<Option<ClientFile>, ConfigError> {
     if !path.exists() {
         return Ok(None);
     }
@@ -134,14 +143,14 @@ fn read_default(path: &Path, server_named: bool) -> Result<Option<ClientFile>, C
 }
 
 /// Normalizes a server URL: one spelling, without a trailing slash.
-fn normalize(server: &str) -> Result<String, CliError> {
+fn normalize(server: &str) -> Result<String, ConfigError> {
     let url = reqwest::Url::parse(server).map_err(|error| {
-        CliError::Usage(format!(
+        ConfigError::Invalid(format!(
             "`{server}` is not a server's address ({error}): write it as http://HOST:PORT"
         ))
     })?;
     if url.scheme() != "http" {
-        return Err(CliError::Usage(format!(
+        return Err(ConfigError::Invalid(format!(
             "`{server}` cannot be used: this client speaks plain http; write it as http://HOST:PORT"
         )));
     }
@@ -151,6 +160,7 @@ fn normalize(server: &str) -> Result<String, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::CliError;
 
     fn file_in(dir: &Path, name: &str, server: &str, token: &str) -> PathBuf {
         let path = dir.join(name);
@@ -213,7 +223,7 @@ mod tests {
             data_dir: dir.path().to_owned(),
             ..Environment::default()
         };
-        let error = resolve(&ConnectArgs::default(), &environment).unwrap_err();
+        let error = CliError::from(resolve(&ConnectArgs::default(), &environment).unwrap_err());
         assert_eq!(error.exit_code(), 3);
         assert!(error.to_string().contains("penstock serve"), "{error}");
     }
@@ -224,7 +234,7 @@ mod tests {
             config: Some("/nowhere/client.json".into()),
             ..Environment::default()
         };
-        let error = resolve(&ConnectArgs::default(), &environment).unwrap_err();
+        let error = CliError::from(resolve(&ConnectArgs::default(), &environment).unwrap_err());
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("/nowhere/client.json"));
     }

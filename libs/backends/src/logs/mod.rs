@@ -17,6 +17,7 @@
 
 mod files;
 mod marks;
+mod position;
 mod read;
 mod rotate;
 mod tail;

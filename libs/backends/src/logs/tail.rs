@@ -9,7 +9,7 @@ use contract::time::Timestamp;
 
 use super::LINE_BYTES_MAX;
 use super::files::{Output, OutputPosition};
-use super::read::{first_position, line_start};
+use super::position::{first_position, line_start};
 use super::rotate::block_rotation;
 
 /// How many bytes one step reads.

@@ -18,7 +18,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::limit;
 use super::record::lock_with_retries;
 use super::secret::resolve_secret;
-use super::shortage::{is_shortage, is_start_shortage, ok_unless_shortage};
+use super::shortage::{StartError, is_shortage, is_start_shortage, ok_unless_shortage};
 use crate::StartSpec;
 
 pub(super) const INSTALLATION: &str = "PENSTOCK_INSTALLATION";
@@ -61,32 +61,6 @@ pub(super) struct LaunchContext {
     pub own_secrets: OwnSecrets,
     /// The descriptor limit of instances, if different from that of this process.
     pub descriptors: Option<u64>,
-}
-
-/// Why a process was not started.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum StartError {
-    /// A shortage of this process: a retry may succeed.
-    #[error("this process is out of resources: {0}")]
-    Shortage(io::Error),
-    #[error("{0}")]
-    Refused(String),
-}
-
-impl StartError {
-    /// Classifies an I/O error as a shortage or as a refusal with this sentence.
-    pub(super) fn from_io(error: io::Error, sentence: impl FnOnce(&io::Error) -> String) -> Self {
-        match is_shortage(&error) {
-            true => Self::Shortage(error),
-            false => Self::Refused(sentence(&error)),
-        }
-    }
-}
-
-impl From<String> for StartError {
-    fn from(sentence: String) -> Self {
-        Self::Refused(sentence)
-    }
 }
 
 /// Returns a port on which nobody listens and that is not reserved for an instance that has yet to

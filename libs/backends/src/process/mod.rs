@@ -33,12 +33,12 @@ use tokio_util::task::TaskTracker;
 use crate::logs::{LogLimits, output_path, sweep};
 use crate::watchers::Watchers;
 use crate::{Backend, BackendError, ObservedInstance, ObservedPhase, ResourceSample, StartSpec};
-use launch::{LaunchContext, StartError};
+use launch::LaunchContext;
 use os::{CpuMeter, Leader};
 use record::{
     InstanceRecord, RECORD_FORMAT, RecordFolder, RecordPhase, TOMBSTONES_MAX, is_usable_id,
 };
-use shortage::SHORTAGE_RETRY_PAUSE;
+use shortage::{SHORTAGE_RETRY_PAUSE, StartError};
 
 pub use host::{Host, UnknownHost};
 pub use limit::become_instance;

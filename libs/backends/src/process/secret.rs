@@ -16,8 +16,7 @@ use std::path::{Path, PathBuf};
 use contract::own_secrets::{OwnSecrets, PATH_REFUSED};
 use rustix::fs::{OFlags, PROC_SUPER_MAGIC};
 
-use super::launch::StartError;
-use super::shortage::is_shortage;
+use super::shortage::{StartError, is_shortage};
 
 /// Largest file that `file:PATH` may refer to.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;

@@ -18,6 +18,32 @@ pub(super) const SHORTAGE_RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Called with what could not be done because of a shortage, and the error.
 pub type ShortageListener = dyn Fn(&str, &io::Error) + Send + Sync;
 
+/// Why a process was not started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    /// A shortage of this process: a retry may succeed.
+    #[error("this process is out of resources: {0}")]
+    Shortage(io::Error),
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl StartError {
+    /// Classifies an I/O error as a shortage or as a refusal with this sentence.
+    pub(super) fn from_io(error: io::Error, sentence: impl FnOnce(&io::Error) -> String) -> Self {
+        match is_shortage(&error) {
+            true => Self::Shortage(error),
+            false => Self::Refused(sentence(&error)),
+        }
+    }
+}
+
+impl From<String> for StartError {
+    fn from(sentence: String) -> Self {
+        Self::Refused(sentence)
+    }
+}
+
 /// How much of this process's resources the instances may use.
 #[derive(Clone)]
 pub struct ResourceLimits {

@@ -14,10 +14,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::launch::{self, StartError};
+use super::launch;
 use super::os::{Leader, ProcessMatcher};
 use super::probe::{ProbeVerdict, Probes};
-use super::shortage::SHORTAGE_RETRY_PAUSE;
+use super::shortage::{SHORTAGE_RETRY_PAUSE, StartError};
 use super::{Removal, Shared};
 use crate::{ObservedPhase, StartSpec};
 

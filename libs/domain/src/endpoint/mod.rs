@@ -2,9 +2,7 @@
 //! the split that sums to 100 has one owner. This file holds the state, folded from the events of
 //! the stream `endpoint/…`; `commands` turns requests into events or refuses them.
 
-pub mod available;
 pub mod commands;
-pub mod settle;
 
 use std::collections::BTreeMap;
 

@@ -4,22 +4,33 @@
 use std::collections::BTreeMap;
 
 use contract::ids::Uid;
+use contract::time::Timestamp;
 
-use super::plan::PlanContext;
 use super::{Instances, Phase};
 use crate::endpoint::Deployment;
+use crate::members::Members;
 
 /// The load of each node, including instances placed by this plan.
 pub(super) struct Placement<'a> {
-    context: &'a PlanContext<'a>,
+    members: &'a Members,
+    own_node: Option<&'a str>,
+    now: Timestamp,
     of_deployment: BTreeMap<(Uid, String), u32>,
     of_endpoint: BTreeMap<String, u32>,
 }
 
 impl<'a> Placement<'a> {
-    pub(super) fn new(instances: &Instances, context: &'a PlanContext<'a>) -> Self {
+    /// `own_node` is the node in this process, which may not be a member yet.
+    pub(super) fn new(
+        instances: &Instances,
+        members: &'a Members,
+        own_node: Option<&'a str>,
+        now: Timestamp,
+    ) -> Self {
         let mut placement = Self {
-            context,
+            members,
+            own_node,
+            now,
             of_deployment: BTreeMap::new(),
             of_endpoint: BTreeMap::new(),
         };
@@ -38,19 +49,19 @@ impl<'a> Placement<'a> {
     /// there are no nodes.
     pub(super) fn place(&mut self, deployment: &Deployment) -> Option<String> {
         let backend = &deployment.spec.backend;
-        let nodes = &self.context.members.nodes;
+        let nodes = &self.members.nodes;
         let allowing = nodes
             .iter()
             .filter(|(_, node)| node.backends.contains(backend));
         let own = || {
-            let own = self.context.own_node?;
+            let own = self.own_node?;
             (!nodes.contains_key(own)).then(|| own.to_owned())
         };
         let node = self
             .least_loaded(deployment.uid, allowing.map(|(id, _)| id))
             .or_else(own)
             .or_else(|| {
-                let is_awaited = self.context.members.may_return(backend, self.context.now);
+                let is_awaited = self.members.may_return(backend, self.now);
                 // No node will offer the backend: let one of them refuse, where the operator sees
                 // it.
                 let any_node = || self.least_loaded(deployment.uid, nodes.keys());

@@ -82,7 +82,7 @@ pub fn plan(
             orders.push(drain(instance, RemovalReason::NodeLost, None));
         }
     }
-    let mut placement = Placement::new(instances, context);
+    let mut placement = Placement::new(instances, context.members, context.own_node, context.now);
     for (deployment_name, deployment) in endpoint.iter().flat_map(|e| &e.deployments) {
         let Some(granted) = context.granted.get(&deployment.uid) else {
             continue;

@@ -9,7 +9,7 @@ use contract::histogram::Histogram;
 use contract::resources::ModelClientErrors;
 
 use super::SignalOptions;
-use super::metric::{Computation, MetricRow, ReservedName, SituationValue, Situations, Unit};
+use super::row::{Computation, MetricRow, ReservedName, SituationValue, Situations, Unit};
 
 use SituationValue::{Always, Measured, OldestAge, Unknown};
 

@@ -17,6 +17,7 @@ mod group;
 mod metric;
 mod metrics;
 mod pane;
+mod row;
 mod signal;
 mod spec;
 #[cfg(test)]
@@ -31,12 +32,10 @@ use contract::resources::ModelClientErrors;
 use contract::time::{Span, Timestamp};
 
 pub use group::{AHEAD_MAX, BEHIND_MAX, GRACE, LOST_AFTER};
-pub use metric::{
-    Available, Computation, Metric, MetricRow, ReservedName, SituationValue, Situations, Unit,
-    UnknownMetric,
-};
+pub use metric::{Available, Metric, UnknownMetric};
 pub use metrics::{METRICS, RESERVED_NAMES};
 pub use pane::{Coverage, Load};
+pub use row::{Computation, MetricRow, ReservedName, SituationValue, Situations, Unit};
 pub use spec::{Aggregation, SignalSpec, UnknownAggregation};
 
 use group::Group;

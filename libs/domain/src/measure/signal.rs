@@ -10,8 +10,8 @@ use contract::ids::Uid;
 use contract::time::Timestamp;
 
 use super::group::Group;
-use super::metric::Computation;
 use super::pane::{Coverage, Load};
+use super::row::Computation;
 use super::spec::{Aggregation, SignalSpec};
 use super::{AHEAD_MAX, SignalOptions};
 

@@ -12,7 +12,7 @@ use contract::time::Timestamp;
 use store::{Fence, Unreadable};
 
 use super::fold::{Fold, SharedEntries};
-use super::snapshot::{Draft, Initial, StoredSnapshot};
+use super::snapshot::{Backlog, Draft, Initial, StoredSnapshot};
 use crate::parking::{Handling, Parking, catch_panic};
 
 /// A record and its effect besides the state. `None` if it was skipped, its endpoint is parked, or
@@ -57,15 +57,6 @@ struct OwnedBucket {
     /// Endpoints that differ from the stored snapshot.
     changed: BTreeSet<EndpointKey>,
     backlog: Backlog,
-}
-
-/// How far a stored snapshot is behind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Backlog {
-    /// Events that would have to be applied again.
-    pub applied: usize,
-    /// Events that would only have to be read again.
-    pub skipped: usize,
 }
 
 impl<F: Fold> Core<F> {

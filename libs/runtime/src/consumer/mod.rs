@@ -34,9 +34,9 @@ use crate::health::{Component, READING_LOG, WAITING_FOR_BUCKETS};
 use crate::parking::{self, Parking};
 use crate::retry::retry_while_unavailable;
 
-pub use self::core::{Applied, ApplyOutcome, Backlog, Core};
+pub use self::core::{Applied, ApplyOutcome, Core};
 pub use self::fold::{Entries, Entry, Fold, SharedEntries};
-pub use self::snapshot::{Draft, Initial, load};
+pub use self::snapshot::{Backlog, Draft, Initial, load};
 
 /// How long a fenced consumer waits before it reacquires the bucket: usually it just has not been
 /// notified yet that the bucket was reassigned.

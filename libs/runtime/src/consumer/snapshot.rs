@@ -14,7 +14,6 @@ use store::{
     StoreError, part_hash, snapshot_hash,
 };
 
-use super::core::Backlog;
 use super::fold::Entry;
 use crate::parking;
 
@@ -29,6 +28,15 @@ const AGE_MAX: Duration = Duration::from_secs(300);
 /// The same as `APPLIED_MAX` while catching up, so that an interrupted consumer does not start from
 /// scratch.
 const CATCH_UP_APPLIED_MAX: usize = 20_000;
+
+/// How far a stored snapshot is behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Events that would have to be applied again.
+    pub applied: usize,
+    /// Events that would only have to be read again.
+    pub skipped: usize,
+}
 
 /// Whether a snapshot is due of a bucket with this backlog, the first event of which is so old.
 pub(super) fn is_due(backlog: Backlog, age: Duration, is_caught_up: bool) -> bool {

@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Filter, list_rows, seal_response, stored_response};
 use crate::access::SealResponse;
+use crate::app::App;
 use crate::call::Call;
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
-use crate::service::App;
 use crate::table::{ADMIN, Content, PAGED, RouteEntry, route, schema};
 use contract::resources::AccessView;
 

@@ -19,11 +19,11 @@ use super::{
     Filter, applied_response, deleted_concurrently, deployment_row_key, execute, get_row,
     json_with_etag, list_rows, parse_resource, seal_response, stored_response,
 };
+use crate::app::App;
 use crate::call::Call;
 use crate::commands::{CommandOutcome, CommandRequest};
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
-use crate::service::App;
 use crate::table::{
     Content, FILTERED, FROM, OPERATOR, PUT, RouteEntry, TO, VIEWER, WRITE, route, schema,
 };

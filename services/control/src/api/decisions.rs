@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use super::autoscale::Transition;
 use super::{Filter, get_row, list_rows};
+use crate::app::App;
 use crate::call::Call;
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json};
-use crate::service::App;
 use crate::table::{
     BY_DEPLOYMENT, BY_ENDPOINT, Content, PAGE, Parameter, RouteEntry, SINCE, VIEWER, route, schema,
 };

@@ -14,10 +14,10 @@ use super::{
     Filter, applied_response, deleted_concurrently, deployment_row_key, execute, get_row,
     json_with_etag, list_rows, parse_resource,
 };
+use crate::app::App;
 use crate::call::Call;
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
-use crate::service::App;
 use crate::table::{
     Content, DELETE, FILTERED, OPERATOR, PAGED, PUT, RouteEntry, VIEWER, WRITE, route, schema,
 };

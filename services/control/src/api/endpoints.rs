@@ -17,11 +17,11 @@ use super::{
     Filter, applied_response, deleted_concurrently, execute, get_row, json_with_etag, list_rows,
     parse_resource, seal_response, stored_response,
 };
+use crate::app::App;
 use crate::call::Call;
 use crate::commands::CommandRequest;
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
-use crate::service::App;
 use crate::table::{
     ADMIN, Content, DELETE, OPERATOR, PAGED, PUT, RouteEntry, VIEWER, WRITE, route, schema,
 };

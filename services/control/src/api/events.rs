@@ -25,10 +25,10 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::app::App;
 use crate::call::Call;
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
-use crate::service::App;
 use crate::table::{Content, OPERATOR, PAGE, RouteEntry, VIEWER, record_schema, route, schema};
 use crate::views::{Progress, ViewsProjector};
 

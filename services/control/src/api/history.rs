@@ -9,11 +9,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::app::App;
 use crate::call::Call;
 use crate::deps::HistoryQuery;
 use crate::error::ApiError;
 use crate::response::{ApiResult, json};
-use crate::service::App;
 use crate::table::{
     BY_DEPLOYMENT, BY_ENDPOINT, Content, FROM, RouteEntry, SINCE, TO, VIEWER, route, schema,
 };

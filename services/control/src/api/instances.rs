@@ -6,9 +6,9 @@ use domain::views::ReadModel;
 use http::StatusCode;
 
 use super::{Filter, list_rows};
+use crate::app::App;
 use crate::call::Call;
 use crate::response::{ApiResult, List, json};
-use crate::service::App;
 use crate::table::{Content, FILTERED, RouteEntry, VIEWER, route, schema};
 use contract::resources::InstanceView;
 

@@ -11,11 +11,11 @@ use futures::StreamExt;
 use http::{HeaderValue, header};
 
 use super::{deployment_row_key, get_row};
+use crate::app::App;
 use crate::call::Call;
 use crate::deps::LogQuery;
 use crate::error::ApiError;
 use crate::response::ApiResult;
-use crate::service::App;
 use crate::table::{Content, RouteEntry, SINCE, VIEWER, route};
 
 /// The routes of this module.

@@ -27,11 +27,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use store::{Row, RowQuery};
 
+use crate::app::App;
 use crate::call::{Call, PageRequest};
 use crate::commands::{CommandOutcome, CommandRequest};
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, raw_json, revision_of, with_etag, with_position};
-use crate::service::App;
 use crate::table::RouteEntry;
 
 /// All routes.

@@ -9,9 +9,9 @@ use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
 use serde::{Deserialize, Serialize};
 
+use crate::app::App;
 use crate::call::Call;
 use crate::response::{ApiResult, json, raw_json};
-use crate::service::App;
 use crate::table::{Content, Gate, RouteEntry, route, schema};
 
 /// The routes of this module.

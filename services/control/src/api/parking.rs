@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 use store::{Append, Commit, CommitError, Committed, Entry};
 
 use super::{Filter, list_rows, seal_response, stored_response};
+use crate::app::App;
 use crate::call::Call;
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
-use crate::service::App;
 use crate::table::{BY_ENDPOINT, Content, OPERATOR, PAGE, RouteEntry, VIEWER, route, schema};
 
 /// The routes of this module.

@@ -17,7 +17,6 @@ use tokio_util::io::poll_read_buf;
 use super::body::ResponseReader;
 use super::count_guard::CountGuard;
 use super::head::{MalformedResponse, ResponseHead, UpstreamRequest};
-use super::idle::IdleConnection;
 use crate::body::{BodyError, RequestBody};
 use crate::socket::{COALESCE_BYTES_MAX, poll_write_coalesced};
 
@@ -159,11 +158,9 @@ impl Upstream {
         self.reader.exact_length()
     }
 
-    /// Returns the connection for another request, if the response is complete and the request was
-    /// fully sent; closes it otherwise.
-    pub fn into_idle(self: Box<Self>) -> Option<IdleConnection> {
-        let is_reusable = self.reader.is_reusable() && self.outgoing.is_sent();
-        is_reusable.then(|| IdleConnection::after_response(self))
+    /// Whether it can serve another request: the response is complete and the request was fully sent.
+    pub(super) fn is_reusable(&self) -> bool {
+        self.reader.is_reusable() && self.outgoing.is_sent()
     }
 
     /// Sends what is left of the request. An instance that stops reading it may still have

@@ -23,6 +23,17 @@ pub struct IdleConnection {
     reused: bool,
 }
 
+impl Upstream {
+    /// Returns the connection for another request, if the response is complete and the request was
+    /// fully sent; closes it otherwise.
+    pub fn into_idle(self: Box<Self>) -> Option<IdleConnection> {
+        self.is_reusable().then(|| IdleConnection {
+            upstream: self,
+            reused: true,
+        })
+    }
+}
+
 impl IdleConnection {
     /// Opens a new connection, counted in `count`.
     pub async fn connect(
@@ -42,14 +53,6 @@ impl IdleConnection {
         Self {
             upstream: Box::new(Upstream::new(stream, count)),
             reused: false,
-        }
-    }
-
-    /// Wraps a connection after a complete response.
-    pub(super) fn after_response(upstream: Box<Upstream>) -> Self {
-        Self {
-            upstream,
-            reused: true,
         }
     }
 

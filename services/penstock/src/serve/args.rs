@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use cli::client::config::default_data_dir;
 use contract::time::Span;
 
-use super::services::SERVICES;
+use super::service::Service;
 
 /// Run Penstock: all services in this process, or those named
 #[derive(Clone, Debug, clap::Args)]
@@ -178,7 +178,7 @@ fn domain(text: &str) -> Result<String, String> {
 
 /// Names of all services, in start order.
 fn service_names() -> String {
-    let service_names: Vec<&str> = SERVICES.iter().map(|entry| entry.name.0).collect();
+    let service_names: Vec<&str> = Service::ALL.iter().map(|service| service.0).collect();
     service_names.join(" ")
 }
 

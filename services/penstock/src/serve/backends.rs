@@ -15,7 +15,7 @@ use contract::resources::BackendKind;
 use futures::future::BoxFuture;
 
 use super::args::ServeArgs;
-use super::server::ServerContext;
+use super::context::ServerContext;
 use super::task_groups::TaskGroup;
 
 /// How often simulated instances are advanced.

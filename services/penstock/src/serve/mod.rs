@@ -10,6 +10,7 @@ mod archiver;
 mod args;
 mod backends;
 mod config_file;
+mod context;
 mod data_folder;
 mod descriptor_budget;
 mod folder_logs;
@@ -20,6 +21,7 @@ mod own_secrets;
 mod plan;
 mod secret;
 mod server;
+mod service;
 mod services;
 mod start;
 mod supervisor;
@@ -33,13 +35,14 @@ pub use args::ServeArgs;
 use descriptor_budget::DescriptorBudget;
 use plan::Plan;
 use server::Server;
+use services::SERVICES;
 use task_groups::TaskGroups;
 
 /// Runs until SIGTERM or Ctrl-C.
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     runtime::telemetry::start();
     let args = config_file::with_file(args)?;
-    let plan = Plan::of(&args)?;
+    let plan = Plan::of(SERVICES, &args)?;
     for warning in plan.warnings(&args) {
         tracing::warn!("{warning}");
     }

@@ -1,10 +1,35 @@
-//! Which services this process runs, and whether its store and bus allow that.
+//! Which services this process runs, whether its store and bus allow that, and how they start.
+
+use std::fmt;
+use std::sync::Arc;
 
 use anyhow::bail;
-use control::SEAL_FILE;
+use control::{HistorySource, SEAL_FILE};
+use futures::future::BoxFuture;
 
 use super::args::ServeArgs;
-use super::services::{SERVICES, Service, ServiceEntry};
+use super::context::{Addresses, ServerContext};
+use super::service::Service;
+use super::task_groups::{TaskGroup, TaskGroupName, TaskGroups};
+
+/// What the program needs to know about a service.
+#[derive(Clone, Copy)]
+pub struct ServiceEntry {
+    pub name: Service,
+    /// Whether it reads or writes the log. One that does not can run without access to a store.
+    pub needs_store: bool,
+    /// Whether it evaluates schedules, so that outdated time zone data is worth a warning.
+    pub has_schedules: bool,
+    /// The default group of its tasks.
+    pub group: TaskGroupName,
+    pub start: for<'a> fn(&'a mut Startup<'_>) -> BoxFuture<'a, anyhow::Result<()>>,
+}
+
+impl fmt::Debug for ServiceEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ServiceEntry").field(&self.name).finish()
+    }
+}
 
 /// The services of one process.
 #[derive(Clone, Debug)]
@@ -15,12 +40,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn of(args: &ServeArgs) -> anyhow::Result<Self> {
-        Self::from_entries(SERVICES, args)
-    }
-
-    /// [`of`](Self::of) with another table of services.
-    pub fn from_entries(entries: &[ServiceEntry], args: &ServeArgs) -> anyhow::Result<Self> {
+    /// Picks the services that are named from a table.
+    pub fn of(entries: &[ServiceEntry], args: &ServeArgs) -> anyhow::Result<Self> {
         let services = services(entries, &args.services)?;
         let plan = Self {
             is_all_in_one: services.len() == entries.len(),
@@ -137,10 +158,63 @@ fn services(entries: &[ServiceEntry], named: &[String]) -> anyhow::Result<Vec<Se
     Ok(services)
 }
 
+/// A process that is starting: the arguments of a service's start, and what earlier services have opened.
+pub struct Startup<'a> {
+    pub args: &'a ServeArgs,
+    pub plan: &'a Plan,
+    pub ctx: &'a ServerContext,
+    pub groups: &'a mut TaskGroups,
+    pub addresses: Addresses,
+    /// Set by the meter, if it runs in this process.
+    pub history: Option<Arc<dyn HistorySource>>,
+    /// The URL of the admin listener, once it is open.
+    pub admin: Option<String>,
+    /// The task group of the service that is being started.
+    group: TaskGroupName,
+}
+
+impl<'a> Startup<'a> {
+    pub fn new(
+        args: &'a ServeArgs,
+        plan: &'a Plan,
+        ctx: &'a ServerContext,
+        groups: &'a mut TaskGroups,
+    ) -> Self {
+        Self {
+            args,
+            plan,
+            ctx,
+            groups,
+            addresses: Addresses::default(),
+            history: None,
+            admin: None,
+            group: TaskGroupName::Log,
+        }
+    }
+
+    /// Starts the services of the plan.
+    ///
+    /// # Errors
+    /// If a service cannot be started.
+    pub async fn start_services(&mut self) -> anyhow::Result<()> {
+        for entry in &self.plan.services {
+            self.group = entry.group;
+            (entry.start)(self).await?;
+        }
+        Ok(())
+    }
+
+    /// The task group of the service that is being started.
+    pub fn group(&mut self) -> &mut TaskGroup {
+        self.groups.of(self.group)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
 
+    use super::super::services::SERVICES;
     use super::*;
 
     #[derive(Parser)]
@@ -151,7 +225,7 @@ mod tests {
 
     fn plan(arguments: &[&str]) -> anyhow::Result<Plan> {
         let arguments = ["serve"].iter().chain(arguments);
-        Plan::of(&Command::parse_from(arguments).args)
+        Plan::of(SERVICES, &Command::parse_from(arguments).args)
     }
 
     fn refusal(arguments: &[&str]) -> String {
@@ -186,7 +260,7 @@ mod tests {
             .iter()
             .chain(arguments);
         let args = Command::parse_from(arguments).args;
-        Plan::of(&args).unwrap().warnings(&args)
+        Plan::of(SERVICES, &args).unwrap().warnings(&args)
     }
 
     #[test]

@@ -1,82 +1,27 @@
 //! A Penstock process: the store, the bus, and the services of its plan on top of them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use bus::Bus;
-use contract::own_secrets::OwnSecrets;
-use domain::zones::ZoneData;
 use runtime::clock::{Clock, SteppedClock, SystemClock};
 use runtime::health::Health;
-use runtime::ids::{Ids, SystemIds};
+use runtime::ids::SystemIds;
 use runtime::metrics::Metrics;
 use runtime::retry::open_when_available;
-use runtime::token::InternalToken;
-use serde_json::{Map, Value};
 use store::Store;
 use tokio::sync::Semaphore;
 
 use super::args::ServeArgs;
+use super::context::{Addresses, ServerContext};
 use super::data_folder::DataFolder;
 use super::descriptor_budget::DescriptorBudget;
 use super::folder_logs::READERS_MAX;
 use super::own_secrets::own_secrets;
-use super::plan::Plan;
+use super::plan::{Plan, Startup};
 use super::secret::internal_token;
-use super::services::Startup;
 use super::task_groups::{TaskGroupName, TaskGroups};
 use super::{start, zone_files};
-
-/// What the services of a process share.
-pub struct ServerContext {
-    pub data: PathBuf,
-    /// `None` in a process that runs only gateways.
-    pub store: Option<Store>,
-    pub bus: Arc<dyn Bus>,
-    pub clock: Arc<dyn Clock>,
-    pub ids: Arc<dyn Ids>,
-    pub metrics: Metrics,
-    pub health: Health,
-    pub internal_token: Option<InternalToken>,
-    pub zones: ZoneData,
-    /// This process's own secrets, which documents must not reference.
-    pub own: OwnSecrets,
-    /// Permits for readers of local instance logs.
-    pub log_readers: Arc<Semaphore>,
-    pub budget: DescriptorBudget,
-}
-
-impl ServerContext {
-    pub fn store(&self) -> anyhow::Result<Store> {
-        self.store
-            .clone()
-            .context("a service that needs the store was started without one")
-    }
-}
-
-/// The URLs of this process; only of what it serves.
-#[derive(Clone, Debug, Default)]
-pub struct Addresses {
-    pub control: Option<String>,
-    pub gateway: Option<String>,
-    /// Control serves health and metrics too, so this is control's URL if control runs here.
-    pub admin: Option<String>,
-}
-
-impl Addresses {
-    fn to_json(&self) -> Value {
-        let urls_served = [
-            ("control", &self.control),
-            ("gateway", &self.gateway),
-            ("admin", &self.admin),
-        ];
-        let urls_served = urls_served
-            .into_iter()
-            .filter_map(|(name, url)| Some((name.to_owned(), Value::String(url.clone()?))));
-        Value::Object(urls_served.collect::<Map<_, _>>())
-    }
-}
 
 /// A running process.
 pub struct Server {
@@ -100,9 +45,11 @@ impl Server {
         start::relay(&ctx, args.bus != "local", log);
         start::archiver(args, &ctx, log);
         start::watch_bus(&plan, &ctx, log);
-        let addresses = Startup::new(args, &plan, &ctx, groups)
-            .start_services()
-            .await?;
+        let mut startup = Startup::new(args, &plan, &ctx, groups);
+        startup.start_services().await?;
+        let admin = start::admin(&mut startup).await?;
+        let mut addresses = startup.addresses;
+        addresses.admin = addresses.admin.or(admin);
         Ok(Self {
             folder,
             ctx,

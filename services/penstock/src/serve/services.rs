@@ -4,53 +4,10 @@
 //! its requirements, when it starts and stops, and how. Services start in the order of [`SERVICES`] and stop
 //! in the order of their task groups.
 
-use std::fmt;
-use std::sync::Arc;
-
-use control::HistorySource;
-use futures::future::BoxFuture;
-
-use super::args::ServeArgs;
-use super::plan::Plan;
-use super::server::{Addresses, ServerContext};
+use super::plan::ServiceEntry;
+use super::service::Service;
 use super::start;
-use super::task_groups::{TaskGroup, TaskGroupName, TaskGroups};
-
-/// The name of a service, as `--services` takes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Service(pub &'static str);
-
-impl Service {
-    pub const CONTROL: Self = Self("control");
-    pub const GATEWAY: Self = Self("gateway");
-    pub const AUTOSCALER: Self = Self("autoscaler");
-    pub const ACTUATOR: Self = Self("actuator");
-    pub const METER: Self = Self("meter");
-}
-
-impl fmt::Display for Service {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
-    }
-}
-
-#[derive(Clone, Copy)]
-pub struct ServiceEntry {
-    pub name: Service,
-    /// Whether it reads or writes the log. One that does not can run without access to a store.
-    pub needs_store: bool,
-    /// Whether it evaluates schedules, so that outdated time zone data is worth a warning.
-    pub has_schedules: bool,
-    /// The default group of its tasks.
-    pub group: TaskGroupName,
-    pub start: for<'a> fn(&'a mut Startup<'_>) -> BoxFuture<'a, anyhow::Result<()>>,
-}
-
-impl fmt::Debug for ServiceEntry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ServiceEntry").field(&self.name).finish()
-    }
-}
+use super::task_groups::TaskGroupName;
 
 /// All services of this release, in start order: control needs what the gateway and the meter have opened.
 pub static SERVICES: &[ServiceEntry] = &[
@@ -92,60 +49,6 @@ pub static SERVICES: &[ServiceEntry] = &[
     },
 ];
 
-/// A process that is starting: the arguments of a service's start, and what earlier services have opened.
-pub struct Startup<'a> {
-    pub args: &'a ServeArgs,
-    pub plan: &'a Plan,
-    pub ctx: &'a ServerContext,
-    pub groups: &'a mut TaskGroups,
-    pub addresses: Addresses,
-    /// Set by the meter, if it runs in this process.
-    pub history: Option<Arc<dyn HistorySource>>,
-    /// The URL of the admin listener, once it is open.
-    pub admin: Option<String>,
-    /// The task group of the service that is being started.
-    group: TaskGroupName,
-}
-
-impl<'a> Startup<'a> {
-    pub fn new(
-        args: &'a ServeArgs,
-        plan: &'a Plan,
-        ctx: &'a ServerContext,
-        groups: &'a mut TaskGroups,
-    ) -> Self {
-        Self {
-            args,
-            plan,
-            ctx,
-            groups,
-            addresses: Addresses::default(),
-            history: None,
-            admin: None,
-            group: TaskGroupName::Log,
-        }
-    }
-
-    /// Starts the services of the plan; returns their URLs.
-    ///
-    /// # Errors
-    /// If a service cannot be started.
-    pub async fn start_services(mut self) -> anyhow::Result<Addresses> {
-        for entry in &self.plan.services {
-            self.group = entry.group;
-            (entry.start)(&mut self).await?;
-        }
-        let admin = start::admin(&mut self).await?;
-        self.addresses.admin = self.addresses.admin.or(admin);
-        Ok(self.addresses)
-    }
-
-    /// The task group of the service that is being started.
-    pub fn group(&mut self) -> &mut TaskGroup {
-        self.groups.of(self.group)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::LazyLock;
@@ -153,8 +56,11 @@ mod tests {
     use clap::Parser;
     use tokio::sync::watch;
 
+    use super::super::args::ServeArgs;
     use super::super::descriptor_budget::DescriptorBudget;
+    use super::super::plan::Plan;
     use super::super::server::Server;
+    use super::super::task_groups::TaskGroups;
     use super::*;
 
     #[derive(Parser)]
@@ -192,7 +98,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let data = format!("--data={}", folder.path().display());
         let args = Command::parse_from(["serve", "--bus=local", "--services=toy", &data]).args;
-        let plan = Plan::from_entries(TOYS, &args).unwrap();
+        let plan = Plan::of(TOYS, &args).unwrap();
         assert!(plan.is_all_in_one() && plan.runs(Service("toy")) && !plan.needs_store());
         let mut groups = TaskGroups::default();
         let budget = DescriptorBudget::of(&args).unwrap();
@@ -210,11 +116,17 @@ mod tests {
     #[test]
     fn a_service_without_an_entry_is_refused_with_those_that_have_one() {
         let args = Command::parse_from(["serve", "--services=toy"]).args;
-        let error = Plan::of(&args).unwrap_err().to_string();
+        let error = Plan::of(SERVICES, &args).unwrap_err().to_string();
         assert!(
             error.contains("`toy`") && error.contains("autoscaler"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn every_named_service_has_an_entry() {
+        let entries: Vec<Service> = SERVICES.iter().map(|entry| entry.name).collect();
+        assert_eq!(entries, Service::ALL);
     }
 
     #[test]

@@ -25,12 +25,12 @@ use super::admin::Admin;
 use super::archiver::{Archiver, EVENTS_MIN};
 use super::args::ServeArgs;
 use super::backends::{BACKENDS, BackendSetup};
+use super::context::ServerContext;
 use super::folder_logs::FolderLogs;
 use super::history::MeterHistory;
 use super::member_logs::MemberLogs;
-use super::plan::Plan;
-use super::server::ServerContext;
-use super::services::{Service, Startup};
+use super::plan::{Plan, Startup};
+use super::service::Service;
 use super::supervisor::supervise;
 use super::task_groups::{TaskGroup, TaskGroupName};
 

@@ -12,7 +12,7 @@ use contract::ids::Name;
 use contract::resources::ProvisioningState;
 use contract::time::Timestamp;
 
-use super::{Deployment, Endpoint};
+use crate::endpoint::{Deployment, Endpoint};
 use crate::instances::Instances;
 use crate::members::Members;
 

@@ -3,7 +3,7 @@
 
 use contract::resources::{AvailableReason, ProvisioningState};
 
-use super::Deployment;
+use crate::endpoint::Deployment;
 use crate::instances::{Instance, Instances, Phase, StartHistory};
 
 /// Returns the reason of the condition; `None` while the deployment is being deleted, when nobody waits

@@ -76,5 +76,6 @@ pub fn disconnected(client: &Client, error: &dyn std::fmt::Display) -> CliError 
     CliError::Client(ClientError::Unreachable {
         server: client.server().to_owned(),
         reason: format!("it closed the stream ({error})"),
+        source: None,
     })
 }

@@ -441,7 +441,7 @@ async fn write(store: &Store, rows: Vec<RowChange>) -> Result<(), StoreError> {
     match store.commit(commit).await {
         Ok(_) => Ok(()),
         Err(store::CommitError::Store(error)) => Err(error),
-        Err(error) => Err(StoreError::Refused(error.to_string())),
+        Err(error) => Err(StoreError::refused(error.to_string()).caused_by(error)),
     }
 }
 

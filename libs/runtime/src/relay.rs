@@ -243,9 +243,9 @@ impl Relay {
         };
         match cursor_move.await {
             Ok(moved) => moved,
-            Err(error) => Err(CursorMoveError::Store(StoreError::Database(
-                error.to_string(),
-            ))),
+            Err(error) => Err(CursorMoveError::Store(
+                StoreError::database(error.to_string()).caused_by(error),
+            )),
         }
     }
 }

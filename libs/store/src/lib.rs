@@ -36,7 +36,7 @@ pub use maintenance::verify::{PROBLEMS_MAX, VerifyReport, verify, verify_against
 pub use model::archive::Archive;
 pub use model::chain::ChainHead;
 pub use model::commit::{Append, Commit, Committed, CursorMove, Fence, IdempotencyKey};
-pub use model::error::{CommitError, StoreError};
+pub use model::error::{CommitError, Failure, StoreError};
 pub use model::kinds::belongs;
 pub use model::raw::{Entry, Unreadable, decode};
 pub use model::rows::{PAGE_ROWS_MAX, Projector, Row, RowQuery};

@@ -200,7 +200,7 @@ async fn a_rebuild_while_its_consumer_runs_is_refused(db: TestDatabase) {
     });
     let refused = rebuild(&store, &mut projector, &MODELS).await.unwrap_err();
     assert!(
-        matches!(&refused, StoreError::Refused(why) if why.contains("stop it")),
+        matches!(&refused, StoreError::Refused(why) if why.as_str().contains("stop it")),
         "{refused}"
     );
     let cursors = store.cursors("views").await.unwrap();

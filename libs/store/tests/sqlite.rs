@@ -111,7 +111,7 @@ async fn a_failed_transaction_returns_an_error_and_the_writer_continues() {
     .await;
     let failed = store.commit(commit("iris", 3)).await.unwrap_err();
     assert!(
-        matches!(&failed, CommitError::Store(StoreError::Database(text)) if text.contains("disk full")),
+        matches!(&failed, CommitError::Store(StoreError::Database(text)) if text.as_str().contains("disk full")),
         "{failed}"
     );
     assert_eq!(store.head().await.unwrap(), Position(3));

@@ -293,7 +293,7 @@ impl Commands {
             Ok(_) => Ok(()),
             Err(CommitError::Conflict { .. }) => self.catch_up(endpoint, &mut aggregate).await,
             Err(CommitError::Store(error)) => Err(error),
-            Err(error) => Err(StoreError::Refused(error.to_string())),
+            Err(error) => Err(StoreError::refused(error.to_string()).caused_by(error)),
         }
     }
 

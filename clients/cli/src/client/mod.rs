@@ -28,7 +28,11 @@ pub enum ClientError {
     #[error(
         "the server at {server} cannot be reached: {reason}. Start it with `penstock serve`, or name another with --server"
     )]
-    Unreachable { server: String, reason: String },
+    Unreachable {
+        server: String,
+        reason: String,
+        source: Option<reqwest::Error>,
+    },
     #[error(
         "the gateway answered at {server}: it serves models, and this command needs the control API. Its address is `server` in client.json, in the data folder of the process that runs control, and `control` in that process's line `ready`. Name it with --server, or leave --server and PENSTOCK_SERVER out on that machine"
     )]
@@ -36,7 +40,11 @@ pub enum ClientError {
     #[error("{}", refusal(.0))]
     Refused(Box<Refusal>),
     #[error("the answer of {url} cannot be read: {reason}")]
-    Unreadable { url: String, reason: String },
+    Unreadable {
+        url: String,
+        reason: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("`{0}` cannot be part of a request: {1}")]
     BadRequest(String, String),
 }
@@ -84,6 +92,7 @@ impl ApiResponse {
         serde_json::from_str(&self.text).map_err(|error| ClientError::Unreadable {
             url: self.url.clone(),
             reason: error.to_string(),
+            source: error.into(),
         })
     }
 
@@ -115,6 +124,7 @@ impl Client {
         let http = http.build().map_err(|error| ClientError::Unreachable {
             server: connection.server.clone(),
             reason: error.to_string(),
+            source: Some(error),
         })?;
         Ok(Self {
             http,
@@ -186,7 +196,7 @@ impl Client {
         for (name, value) in headers {
             request = request.header(name, value);
         }
-        let response = request.send().await.map_err(|e| self.unreachable(&e))?;
+        let response = request.send().await.map_err(|e| self.unreachable(e))?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -260,7 +270,7 @@ impl Client {
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<ApiResponse, ClientError> {
-        let response = request.send().await.map_err(|e| self.unreachable(&e))?;
+        let response = request.send().await.map_err(|e| self.unreachable(e))?;
         let (url, status) = (response.url().to_string(), response.status());
         let headers = response.headers().clone();
         let text = response
@@ -269,6 +279,7 @@ impl Client {
             .map_err(|error| ClientError::Unreadable {
                 url: url.clone(),
                 reason: root_cause(&error),
+                source: error.into(),
             })?;
         if !status.is_success() {
             let is_gateway = headers.contains_key(GATEWAY_HEADER);
@@ -302,15 +313,16 @@ impl Client {
         }
     }
 
-    fn unreachable(&self, error: &reqwest::Error) -> ClientError {
+    fn unreachable(&self, error: reqwest::Error) -> ClientError {
         let reason = if error.is_timeout() {
             "it did not answer in time".to_owned()
         } else {
-            root_cause(error)
+            root_cause(&error)
         };
         ClientError::Unreachable {
             server: self.connection.server.clone(),
             reason,
+            source: Some(error),
         }
     }
 }

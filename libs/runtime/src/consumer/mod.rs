@@ -321,9 +321,10 @@ impl<F: Fold> Consumer<F> {
                 let done = pending_reply.await;
                 self.pending_reply = None;
                 self.handle_reply(done.unwrap_or_else(|error| {
-                    Err(StoreError::Database(format!(
-                        "a request task failed: {error}"
-                    )))
+                    Err(
+                        StoreError::database(format!("a request task failed: {error}"))
+                            .caused_by(error),
+                    )
                 })?);
                 continue;
             }
@@ -670,7 +671,8 @@ async fn next_saved<T>(
     };
     let outcome = task.await;
     let outcome = outcome.unwrap_or_else(|error| {
-        let error = StoreError::Database(format!("a snapshot task failed: {error}"));
+        let error =
+            StoreError::database(format!("a snapshot task failed: {error}")).caused_by(error);
         Err(error.into())
     });
     let bucket = *bucket;

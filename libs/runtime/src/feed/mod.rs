@@ -738,7 +738,7 @@ impl Feed {
 }
 
 fn not_in_store(bucket: Bucket, position: Position) -> StoreError {
-    StoreError::Database(format!(
+    StoreError::database(format!(
         "the bus has position {position} of bucket {bucket}, and the store does not: they belong to different installations"
     ))
 }

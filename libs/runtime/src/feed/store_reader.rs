@@ -120,7 +120,7 @@ impl StoreReader {
         };
         let heads = (&mut query.heads).await;
         self.heads = None;
-        heads.unwrap_or_else(|error| Err(task_failed(&error)))
+        heads.unwrap_or_else(|error| Err(task_failed(error)))
     }
 
     pub async fn page(
@@ -142,10 +142,10 @@ impl StoreReader {
         });
         let page = match scan.first().await {
             Some(first) => (&mut first.page).await,
-            None => Ok(Err(StoreError::Database("a page was not read".to_owned()))),
+            None => Ok(Err(StoreError::database("a page was not read".to_owned()))),
         };
         scan.first = None;
-        let page = page.unwrap_or_else(|error| Err(task_failed(&error)));
+        let page = page.unwrap_or_else(|error| Err(task_failed(error)));
         if page.as_ref().map_or(true, |page| !page.is_full) {
             self.scan = None;
         }
@@ -272,8 +272,8 @@ fn page_query(
     }
 }
 
-fn task_failed(error: &JoinError) -> StoreError {
-    StoreError::Database(error.to_string())
+fn task_failed(error: JoinError) -> StoreError {
+    StoreError::database(error.to_string()).caused_by(error)
 }
 
 impl From<Entry> for ReadEvent {

@@ -132,7 +132,7 @@ impl ArchiveSet {
             .clone()
             .or_else(|| self.state().folder.clone());
         folder.or_else(|| inner.default_folder.clone()).ok_or_else(|| {
-            StoreError::Refused(
+            StoreError::refused(
                 "this store in PostgreSQL has no archive folder yet: name one that every process of the \
                  store can reach, with --archive DIR"
                     .to_owned(),
@@ -313,7 +313,9 @@ impl ArchiveSet {
     ) -> Result<T, StoreError> {
         let archive_set = self.clone();
         let worked = tokio::task::spawn_blocking(move || work(&archive_set)).await;
-        worked.map_err(|error| StoreError::Database(format!("an archive was not read: {error}")))?
+        worked.map_err(|error| {
+            StoreError::database(format!("an archive was not read: {error}")).caused_by(error)
+        })?
     }
 }
 

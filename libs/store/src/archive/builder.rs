@@ -61,10 +61,10 @@ struct PendingBlock {
 
 impl ArchiveBuilder {
     pub(crate) fn create(folder: &Path, range: ArchiveRange) -> Result<Self, StoreError> {
-        fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
+        fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
         let name = format!("{}-{}.penstock-events.gz", range.first, range.last);
         let partial = folder.join(format!("{name}.partial"));
-        let file = File::create(&partial).map_err(|error| failed(&partial, &error))?;
+        let file = File::create(&partial).map_err(|error| failed(&partial, error))?;
         let header = ArchiveHeader {
             penstock_archive: FORMAT,
             first: range.first,
@@ -103,7 +103,7 @@ impl ArchiveBuilder {
     /// table is never sealed.
     pub(crate) fn add(&mut self, event: RawRecord) -> Result<(), StoreError> {
         self.heads.append(&event).map_err(|what| {
-            StoreError::Refused(format!(
+            StoreError::refused(format!(
                 "{what}: nothing is archived; run `penstock events verify` for details"
             ))
         })?;
@@ -127,7 +127,7 @@ impl ArchiveBuilder {
             return Ok(());
         };
         self.text_bytes += pending.text.len() as u64;
-        let compressed = compress(&pending.text).map_err(|error| failed(&self.partial, &error))?;
+        let compressed = compress(&pending.text).map_err(|error| failed(&self.partial, error))?;
         let block = Block {
             first: pending.first,
             last: pending.last,
@@ -147,17 +147,16 @@ impl ArchiveBuilder {
     pub(crate) fn finish(mut self, sealed_at: Timestamp) -> Result<(Archive, u64), StoreError> {
         self.end_block()?;
         self.contents.heads = self.heads.to_vec();
-        let text = serde_json::to_string(&self.contents).map_err(|error| self.unwritten(&error))?;
+        let text = serde_json::to_string(&self.contents).map_err(|error| self.unwritten(error))?;
         let contents_at = self.at;
-        let compressed =
-            compress(text.as_bytes()).map_err(|error| failed(&self.partial, &error))?;
+        let compressed = compress(text.as_bytes()).map_err(|error| failed(&self.partial, error))?;
         self.write(&compressed)?;
-        let trailer = trailer(contents_at).map_err(|error| failed(&self.partial, &error))?;
+        let trailer = trailer(contents_at).map_err(|error| failed(&self.partial, error))?;
         self.write(&trailer)?;
         self.file
             .flush()
             .and_then(|()| self.file.get_ref().sync_all())
-            .map_err(|error| failed(&self.partial, &error))?;
+            .map_err(|error| failed(&self.partial, error))?;
         let mut archive = Archive {
             first: self.range.first,
             last: self.range.last,
@@ -187,7 +186,7 @@ impl ArchiveBuilder {
     /// not ours.
     fn verify_existing(&self, archive: &Archive, path: &Path) -> Result<(), StoreError> {
         self.verify(archive).map_err(|_| {
-            StoreError::Refused(format!(
+            StoreError::refused(format!(
                 "{} exists already and is not what would be written: it belongs to another store, or is \
                  damaged. Give each store its own folder with --archive, or remove the file",
                 path.display()
@@ -196,20 +195,20 @@ impl ArchiveBuilder {
     }
 
     fn compress_header(&self, value: &ArchiveHeader) -> Result<Vec<u8>, StoreError> {
-        let mut text = serde_json::to_vec(value).map_err(|error| self.unwritten(&error))?;
+        let mut text = serde_json::to_vec(value).map_err(|error| self.unwritten(error))?;
         text.push(b'\n');
-        compress(&text).map_err(|error| failed(&self.partial, &error))
+        compress(&text).map_err(|error| failed(&self.partial, error))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         let written = self.file.write_all(bytes);
-        written.map_err(|error| failed(&self.partial, &error))?;
+        written.map_err(|error| failed(&self.partial, error))?;
         self.at += bytes.len() as u64;
         Ok(())
     }
 
-    fn unwritten(&self, error: &serde_json::Error) -> StoreError {
-        failed(&self.partial, &io::Error::other(error.to_string()))
+    fn unwritten(&self, error: serde_json::Error) -> StoreError {
+        failed(&self.partial, io::Error::other(error))
     }
 }
 
@@ -239,7 +238,7 @@ impl PendingBlock {
         self.buckets |= 1u128.checked_shl(u32::from(event.bucket.0)).unwrap_or(0);
         let line = serde_json::to_writer(&mut self.text, &EventLine::from(event));
         line.map_err(|error| {
-            StoreError::Database(format!("an event cannot be archived: {error}"))
+            StoreError::database(format!("an event cannot be archived: {error}")).caused_by(error)
         })?;
         self.text.push(b'\n');
         Ok(())
@@ -252,13 +251,13 @@ impl PendingBlock {
 
 /// Renames a file within its folder, durably.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
-    fs::rename(from, to).map_err(|error| failed(to, &error))?;
+    fs::rename(from, to).map_err(|error| failed(to, error))?;
     let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(|error| failed(folder, &error))
+    synced.map_err(|error| failed(folder, error))
 }
 
-pub(crate) fn failed(path: &Path, error: &io::Error) -> StoreError {
-    StoreError::Refused(format!("{} cannot be written: {error}", path.display()))
+pub(crate) fn failed(path: &Path, error: io::Error) -> StoreError {
+    StoreError::refused(format!("{} cannot be written: {error}", path.display())).caused_by(error)
 }

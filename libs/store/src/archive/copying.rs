@@ -16,7 +16,7 @@ pub(crate) fn copy_all(from: &Path, to: &Path, archives: &[Archive]) -> Result<(
     if from == to {
         return Ok(());
     }
-    fs::create_dir_all(to).map_err(|error| failed(to, &error))?;
+    fs::create_dir_all(to).map_err(|error| failed(to, error))?;
     archives
         .iter()
         .try_for_each(|archive| copy_one(from, to, archive))
@@ -31,7 +31,7 @@ fn copy_one(from: &Path, to: &Path, archive: &Archive) -> Result<(), StoreError>
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             return match ArchiveFile::open(to, archive) {
                 Ok(_) => Ok(()),
-                Err(_) => Err(StoreError::Refused(format!(
+                Err(_) => Err(StoreError::refused(format!(
                     "{} exists already and belongs to another store, or is damaged: copy into another folder",
                     target.display()
                 ))),
@@ -42,6 +42,6 @@ fn copy_one(from: &Path, to: &Path, archive: &Archive) -> Result<(), StoreError>
     let partial = target.with_extension("partial");
     fs::copy(&source, &partial)
         .and_then(|_| File::open(&partial)?.sync_all())
-        .map_err(|error| failed(&partial, &error))?;
+        .map_err(|error| failed(&partial, error))?;
     rename(&partial, &target)
 }

@@ -187,7 +187,7 @@ fn read_range(file: &File, at: u64, bytes: u64) -> Result<Vec<u8>, String> {
 
 fn invalid(path: &Path, archive: &Archive, what: &str) -> StoreError {
     let Archive { first, last, .. } = archive;
-    StoreError::Refused(format!(
+    StoreError::refused(format!(
         "the archive {} {what}: it holds the events from position {first} to {last}. Restore it from a \
          backup, or name the folder that contains it with --archive",
         path.display()

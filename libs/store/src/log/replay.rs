@@ -113,9 +113,7 @@ impl Replay {
         }
         let page = self.decoding.pop_front()?.await;
         let page = page.unwrap_or_else(|error| {
-            Err(StoreError::Database(format!(
-                "a page was not decoded: {error}"
-            )))
+            Err(StoreError::database(format!("a page was not decoded: {error}")).caused_by(error))
         });
         if page.is_err() {
             self.end();

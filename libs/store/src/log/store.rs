@@ -77,7 +77,7 @@ impl Store {
         let default_folder = location.path().map(archive_set::default_folder);
         let archive_set = ArchiveSet::new(archives.map(Path::to_owned), default_folder);
         match Self::open_at(location.clone(), archive_set).await {
-            Err(StoreError::Damaged(detail)) => Err(damage::open_error(&location, detail).await),
+            Err(StoreError::Damaged(damage)) => Err(damage::open_error(&location, damage).await),
             opened => opened,
         }
     }

@@ -30,7 +30,7 @@ pub async fn backup(
     progress: impl FnMut(u64, u64),
 ) -> Result<LogHash, StoreError> {
     if to.exists() {
-        return Err(StoreError::Refused(format!(
+        return Err(StoreError::refused(format!(
             "{} exists already: choose another file",
             to.display()
         )));
@@ -51,7 +51,7 @@ pub async fn backup(
 /// Copies an SQLite file other than the store's, such as the history, into a new one.
 pub async fn backup_file(from: &Path, to: &Path) -> Result<(), StoreError> {
     if to.exists() {
-        return Err(StoreError::Refused(format!(
+        return Err(StoreError::refused(format!(
             "{} exists already: choose another file",
             to.display()
         )));
@@ -144,7 +144,7 @@ fn remove_partial(partial: &Path) -> Result<(), StoreError> {
         let path = with_suffix(partial, suffix);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(failed(&path, &error));
+                return Err(failed(&path, error));
             }
             _ => {}
         }
@@ -154,13 +154,13 @@ fn remove_partial(partial: &Path) -> Result<(), StoreError> {
 
 fn finish(partial: &Path, to: &Path) -> Result<(), StoreError> {
     let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
-    sync(partial).map_err(|error| failed(partial, &error))?;
-    std::fs::rename(partial, to).map_err(|error| failed(to, &error))?;
+    sync(partial).map_err(|error| failed(partial, error))?;
+    std::fs::rename(partial, to).map_err(|error| failed(to, error))?;
     let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    sync(folder).map_err(|error| failed(folder, &error))
+    sync(folder).map_err(|error| failed(folder, error))
 }
 
-fn failed(path: &Path, error: &std::io::Error) -> StoreError {
-    StoreError::Refused(format!("{} cannot be written: {error}", path.display()))
+fn failed(path: &Path, error: std::io::Error) -> StoreError {
+    StoreError::refused(format!("{} cannot be written: {error}", path.display())).caused_by(error)
 }

@@ -122,7 +122,7 @@ fn fence_name(consumer: &str, bucket: Bucket) -> String {
 }
 
 fn running_error(consumer: &str) -> StoreError {
-    StoreError::Refused(format!(
+    StoreError::refused(format!(
         "`{consumer}` wrote read models while they were rebuilt: stop it and rebuild again"
     ))
 }
@@ -155,7 +155,7 @@ async fn set_cursors(
         moves.spawn(async move { store.commit(commit).await });
     }
     while let Some(moved) = moves.join_next().await {
-        match moved.map_err(|error| writer_failed(&error))? {
+        match moved.map_err(|error| writer_failed(error))? {
             Ok(_) => {}
             Err(CommitError::Store(error)) => return Err(error),
             Err(_) => return Err(running_error(consumer)),
@@ -353,18 +353,18 @@ impl ChunkWriter {
         match (&mut self.task).await {
             Ok(Err(error)) => Err(error),
             Ok(Ok(_)) => Err(StoreError::Closed),
-            Err(error) => Err(writer_failed(&error)),
+            Err(error) => Err(writer_failed(error)),
         }
     }
 
     async fn finish(self) -> Result<usize, StoreError> {
         drop(self.chunks);
-        self.task.await.map_err(|error| writer_failed(&error))?
+        self.task.await.map_err(|error| writer_failed(error))?
     }
 }
 
-fn writer_failed(error: &JoinError) -> StoreError {
-    StoreError::Database(format!("rebuilt rows were not written: {error}"))
+fn writer_failed(error: JoinError) -> StoreError {
+    StoreError::database(format!("rebuilt rows were not written: {error}")).caused_by(error)
 }
 
 /// Sorts changes by model and key, and keeps only the last change of each row.

@@ -216,7 +216,7 @@ pub async fn seal(
 ) -> Result<Vec<SealedFile>, StoreError> {
     let fences = Arc::new(Fences {
         fences: vec![fence.clone()],
-        lost: StoreError::Refused(
+        lost: StoreError::refused(
             "another process is archiving the log of this store: run this again when it is done"
                 .to_owned(),
         ),

@@ -56,8 +56,8 @@ pub async fn verify_against(
     recorded: &[ChainHead],
 ) -> Result<VerifyReport, StoreError> {
     match read(store, projector, models, recorded).await {
-        Err(StoreError::Damaged(detail)) => Ok(VerifyReport {
-            problems: vec![store.describe_damage(&detail).await],
+        Err(StoreError::Damaged(damage)) => Ok(VerifyReport {
+            problems: vec![store.describe_damage(damage.as_str()).await],
             ..VerifyReport::default()
         }),
         read => read,

@@ -16,7 +16,7 @@ const NEWEST: u64 = FORMAT_WITH_ARCHIVES;
 pub(crate) fn known_format(location: &Location, format: &str) -> Result<u64, StoreError> {
     match format.parse::<u64>() {
         Ok(version) if version <= NEWEST => Ok(version),
-        _ => Err(StoreError::Refused(format!(
+        _ => Err(StoreError::refused(format!(
             "{location} has store format {format}, but this binary supports formats up to {NEWEST}: use the release that wrote it or a newer one"
         ))),
     }

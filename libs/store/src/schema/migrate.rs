@@ -74,7 +74,7 @@ pub async fn migrate_with(
     let done = upgrade(&location, &mut connection, &mut progress).await;
     connection.close().await;
     match done {
-        Err(StoreError::Damaged(detail)) => Err(damage::open_error(&location, detail).await),
+        Err(StoreError::Damaged(damage)) => Err(damage::open_error(&location, damage).await),
         done => done,
     }
 }
@@ -139,7 +139,7 @@ pub(crate) async fn apply(
             migrator.run_direct(None, connection, false).await
         }
     };
-    run.map_err(|error| failed(location, &error))?;
+    run.map_err(|error| failed(location, error))?;
     let format = statements::meta(&mut connection.get(), "format").await?;
     // Another process may have created the tables in the meantime.
     let format = format.map(|format| known_format(location, &format));
@@ -151,14 +151,14 @@ pub(crate) async fn apply(
     check_buckets(location, connection).await
 }
 
-fn failed(location: &Location, error: &MigrateError) -> StoreError {
-    let damaged = match error {
+fn failed(location: &Location, error: MigrateError) -> StoreError {
+    let damaged = match &error {
         MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
             as_damaged(source)
         }
         _ => None,
     };
-    damaged.unwrap_or_else(|| StoreError::Database(format!("{location}: {error}")))
+    damaged.unwrap_or_else(|| StoreError::database(format!("{location}: {error}")).caused_by(error))
 }
 
 async fn check_buckets(
@@ -169,7 +169,7 @@ async fn check_buckets(
     if stored.as_deref() == Some(BUCKETS.to_string().as_str()) {
         return Ok(());
     }
-    Err(StoreError::Refused(format!(
+    Err(StoreError::refused(format!(
         "{location} was created with {} buckets, but this binary uses {BUCKETS}",
         stored.unwrap_or_default()
     )))

@@ -63,7 +63,7 @@ impl AuxiliaryDatabase {
             }
         };
         connection.close().await;
-        run.map_err(|error| StoreError::Database(format!("{self}: {error}")))
+        run.map_err(|error| StoreError::database(format!("{self}: {error}")).caused_by(error))
     }
 
     /// Opens the connection for writing to a file. None for a database, which is written through its pool.

@@ -64,7 +64,8 @@ pub(crate) struct StoredIdempotencyKey {
 impl StoredIdempotencyKey {
     pub(crate) fn positions(&self) -> Result<Vec<Position>, StoreError> {
         serde_json::from_str(&self.positions).map_err(|error| {
-            StoreError::Database(format!("positions of an idempotency key: {error}"))
+            StoreError::database(format!("positions of an idempotency key: {error}"))
+                .caused_by(error)
         })
     }
 }
@@ -73,7 +74,7 @@ pub(crate) type IdempotencyKeyColumns = (String, String, Option<String>, String,
 
 pub(crate) fn parse_position(text: &str) -> Result<Position, StoreError> {
     let parsed = text.parse().map(Position);
-    parsed.map_err(|_| StoreError::Database(format!("`{text}` is not a position")))
+    parsed.map_err(|_| StoreError::database(format!("`{text}` is not a position")))
 }
 
 /// The version and position of a stored snapshot.

@@ -2,7 +2,7 @@
 
 use contract::ids::Position;
 
-use crate::model::error::StoreError;
+use crate::model::error::{Failure, StoreError};
 use crate::sql::connection::{Connection, Pool};
 use crate::sql::location::Location;
 use crate::sql::statements;
@@ -23,14 +23,14 @@ struct ReadableExtent {
 }
 
 /// Returns the error for a damaged store that cannot be opened.
-pub(crate) async fn open_error(location: &Location, detail: String) -> StoreError {
+pub(crate) async fn open_error(location: &Location, damage: Failure) -> StoreError {
     let store = location.to_string();
     let Ok(readers) = location.open_readers().await else {
-        return StoreError::Refused(message(&store, &detail, None));
+        return StoreError::refused(message(&store, damage.as_str(), None)).caused_by(damage);
     };
-    let message = describe(&readers, &store, &detail).await;
+    let message = describe(&readers, &store, damage.as_str()).await;
     readers.close().await;
-    StoreError::Refused(message)
+    StoreError::refused(message).caused_by(damage)
 }
 
 /// Describes the damage, based on what can be read.

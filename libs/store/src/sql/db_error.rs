@@ -12,7 +12,7 @@ const POSTGRES_CORRUPT: [&str; 2] = ["XX001", "XX002"];
 /// Returns [`StoreError::Damaged`] if the database reports corruption.
 pub(crate) fn as_damaged(error: &sqlx::Error) -> Option<StoreError> {
     let error = error.as_database_error()?;
-    let damaged = || StoreError::Damaged(error.message().to_owned());
+    let damaged = || StoreError::damaged(error.message());
     let code = error.code().unwrap_or_default();
     if POSTGRES_CORRUPT.contains(&code.as_ref()) {
         return Some(damaged());
@@ -30,7 +30,8 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::PoolClosed => Self::Closed,
-            error => as_damaged(&error).unwrap_or_else(|| Self::Database(error.to_string())),
+            error => as_damaged(&error)
+                .unwrap_or_else(|| Self::database(error.to_string()).caused_by(error)),
         }
     }
 }

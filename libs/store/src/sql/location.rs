@@ -26,7 +26,7 @@ impl Location {
                 url,
             )?)));
         }
-        Err(StoreError::Refused(invalid_url(url)))
+        Err(StoreError::refused(invalid_url(url)))
     }
 
     /// Locks the store for this process, if only one process may open it.

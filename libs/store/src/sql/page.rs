@@ -72,8 +72,9 @@ pub(crate) async fn read_page(
     let Some((bytes, last)) = bytes.zip(last) else {
         return Ok(None);
     };
-    let text = String::from_utf8(bytes)
-        .map_err(|error| StoreError::Database(format!("a page of events is not text: {error}")))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        StoreError::database(format!("a page of events is not text: {error}")).caused_by(error)
+    })?;
     Ok(Some(Page {
         events: PageEvents::Text(text),
         after: query.after,

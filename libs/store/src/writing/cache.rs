@@ -94,7 +94,7 @@ impl WriterCache {
         let last = statements::read_at(connection, head.position).await?;
         let last = last.ok_or_else(|| {
             let at = head.position;
-            StoreError::Database(format!(
+            StoreError::database(format!(
                 "the last event of bucket {bucket}, at {at}, is missing"
             ))
         })?;

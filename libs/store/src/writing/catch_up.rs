@@ -194,7 +194,7 @@ fn hash_of(
     (bucket, position, stream, version): (Bucket, Position, String, i64),
     rest: Option<TextColumns>,
 ) -> Result<ChainHash, StoreError> {
-    let broken = || StoreError::Database(format!("position {position} was read incompletely"));
+    let broken = || StoreError::database(format!("position {position} was read incompletely"));
     let rest: [Option<String>; 8] = rest
         .and_then(|rest| rest.try_into().ok())
         .ok_or_else(broken)?;

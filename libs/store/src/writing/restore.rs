@@ -139,7 +139,7 @@ fn check_identical(theirs: &[RawRecord], ours: &[RawRecord]) -> Result<(), Store
     };
     match at {
         None => Ok(()),
-        Some(at) => Err(StoreError::Refused(format!(
+        Some(at) => Err(StoreError::refused(format!(
             "position {at} differs between the two logs: use an empty store, or one that holds the beginning of this log"
         ))),
     }
@@ -158,7 +158,7 @@ async fn check_continuation<'e>(
     let mut streams: BTreeMap<&str, u64> = BTreeMap::new();
     for event in events {
         let at = event.position;
-        let refused = |what: String| Err(StoreError::Refused(format!("position {at}: {what}")));
+        let refused = |what: String| Err(StoreError::refused(format!("position {at}: {what}")));
         if at <= before {
             return refused(format!("it does not come after {before}"));
         }

@@ -24,7 +24,7 @@ impl NewArchive {
     pub(crate) async fn write(&self, connection: &mut Connection<'_>) -> Result<(), StoreError> {
         let sealed = statements::sealed(connection).await?;
         if sealed != self.after {
-            return Err(StoreError::Refused(format!(
+            return Err(StoreError::refused(format!(
                 "another process has archived up to position {sealed} in the meantime: run this again"
             )));
         }

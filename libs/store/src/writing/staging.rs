@@ -54,7 +54,7 @@ impl PreparedCommit {
     /// Runs in the caller's task, so that encoding does not block the writer.
     pub(crate) fn new(commit: Commit) -> Result<Self, CommitError> {
         if let Some(row) = commit.rows.iter().find(|row| row.key.is_empty()) {
-            return Err(StoreError::Refused(format!(
+            return Err(StoreError::refused(format!(
                 "a row of `{}` has no key: give it one",
                 row.model
             ))
@@ -67,7 +67,8 @@ impl PreparedCommit {
             let mut events = Vec::with_capacity(append.events.len());
             for event in append.events {
                 let data = event.event.data_json().map_err(|error| {
-                    StoreError::Refused(format!("an event cannot be written: {error}"))
+                    StoreError::refused(format!("an event cannot be written: {error}"))
+                        .caused_by(error)
                 })?;
                 if data.len() > EVENT_BYTES_MAX {
                     return Err(CommitError::TooLarge {
@@ -76,7 +77,7 @@ impl PreparedCommit {
                     });
                 }
                 if !belongs(&event.event, &append.stream) {
-                    return Err(StoreError::Refused(format!(
+                    return Err(StoreError::refused(format!(
                         "an event `{}` does not belong in stream `{}`, which another service writes",
                         event.event.type_name(),
                         append.stream
@@ -208,7 +209,7 @@ pub(crate) async fn stage(
             body_hash: idempotency_key.body_hash.clone(),
             result: idempotency_key.result.clone(),
             positions: serde_json::to_string(&positions)
-                .map_err(|error| StoreError::Database(error.to_string()))?,
+                .map_err(|error| StoreError::database(error.to_string()).caused_by(error))?,
             time: cache.last_time.unwrap_or_default().millis(),
         };
         staged

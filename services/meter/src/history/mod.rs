@@ -73,10 +73,15 @@ impl std::fmt::Debug for HistoryLocation {
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum HistoryError {
-    #[error("the history in {location} failed: {detail}")]
-    Database { location: String, detail: String },
+    #[error("the history in {location} failed: {source}")]
+    Database {
+        location: String,
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("the history in {location} was opened for reading only")]
+    ReadOnly { location: String },
     #[error("the history cannot be opened: {0}")]
-    CannotOpen(String),
+    CannotOpen(#[source] StoreError),
     #[error("{0}")]
     InvalidQuery(String),
 }
@@ -123,7 +128,7 @@ impl History {
             HistoryLocation::File(_) => Self::open_for(location, writes).await,
             _ => open_when_available(|| Self::open_for(location, writes)).await,
         };
-        opened.map_err(cannot_open)
+        opened.map_err(HistoryError::CannotOpen)
     }
 
     async fn open_for(location: &HistoryLocation, writes: bool) -> Result<Self, StoreError> {
@@ -145,10 +150,10 @@ impl History {
         })
     }
 
-    fn failed(&self, error: impl std::fmt::Display) -> HistoryError {
+    fn failed(&self, error: impl std::error::Error + Send + Sync + 'static) -> HistoryError {
         HistoryError::Database {
             location: self.inner.location.clone(),
-            detail: error.to_string(),
+            source: Arc::new(error),
         }
     }
 
@@ -158,7 +163,9 @@ impl History {
     }
 
     fn read_only(&self) -> HistoryError {
-        self.failed("it was opened for reading only")
+        HistoryError::ReadOnly {
+            location: self.inner.location.clone(),
+        }
     }
 
     /// Fences out earlier owners of the buckets, and returns what was saved of each.
@@ -243,8 +250,4 @@ async fn write_all(
     let refused = write::write(&mut transaction.get(), batch).await?;
     transaction.commit().await?;
     Ok(refused)
-}
-
-fn cannot_open(error: StoreError) -> HistoryError {
-    HistoryError::CannotOpen(error.to_string())
 }

@@ -78,13 +78,13 @@ impl PostgresDatabase {
         let (url, limit) = split_timeout(url)?;
         // The URL is not repeated, as it may contain a password.
         let options = PgConnectOptions::from_str(&url).map_err(|error| {
-            StoreError::Refused(format!(
+            StoreError::refused(format!(
                 "the store's URL is invalid ({error}): use postgres://USER:PASSWORD@HOST:PORT/DATABASE"
-            ))
+            )).caused_by(error)
         })?;
         let database = options.get_database().map(str::to_owned);
         let Some(database) = database.filter(|database| !database.is_empty()) else {
-            return Err(StoreError::Refused(
+            return Err(StoreError::refused(
                 "the store's URL names no database: use postgres://USER:PASSWORD@HOST:PORT/DATABASE"
                     .to_owned(),
             ));
@@ -127,7 +127,7 @@ impl PostgresDatabase {
 
     async fn connect(&self, options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
         let connecting = with_timeout(self.limit, options.connect());
-        let mut connection = connecting.await.map_err(|error| self.failed(&error))?;
+        let mut connection = connecting.await.map_err(|error| self.failed(error))?;
         self.prepare(&mut connection).await?;
         Ok(connection)
     }
@@ -141,11 +141,11 @@ impl PostgresDatabase {
         .fetch_one(connection);
         let (encoding, _) = with_timeout(self.limit, query)
             .await
-            .map_err(|error| self.failed(&error))?;
+            .map_err(|error| self.failed(error))?;
         if encoding == "UTF8" {
             return Ok(());
         }
-        Err(StoreError::Refused(format!(
+        Err(StoreError::refused(format!(
             "{} has the encoding {encoding}: create a database with ENCODING 'UTF8'",
             self.name
         )))
@@ -173,13 +173,14 @@ impl PostgresDatabase {
         Ok(Pool::Postgres(pool, self.limit + GRACE))
     }
 
-    fn failed(&self, error: &sqlx::Error) -> StoreError {
-        let remedy = remedy(error).map_or(String::new(), |remedy| format!("; {remedy}"));
+    fn failed(&self, error: sqlx::Error) -> StoreError {
+        let remedy = remedy(&error).map_or(String::new(), |remedy| format!("; {remedy}"));
         let text = format!("{} cannot be opened: {error}{remedy}", self.name);
-        match is_transient(error) {
-            true => StoreError::Database(text),
-            false => StoreError::Refused(text),
-        }
+        let failure = match is_transient(&error) {
+            true => StoreError::database(text),
+            false => StoreError::refused(text),
+        };
+        failure.caused_by(error)
     }
 }
 
@@ -248,7 +249,7 @@ fn split_timeout(url: &str) -> Result<(String, Duration), StoreError> {
         };
         let parsed = seconds.parse().ok().filter(|seconds| *seconds > 0);
         limit = parsed.map(Duration::from_secs).ok_or_else(|| {
-            StoreError::Refused(format!(
+            StoreError::refused(format!(
                 "`timeout={seconds}` in the store's URL is not a number of seconds above 0"
             ))
         })?;

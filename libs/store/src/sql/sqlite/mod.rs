@@ -49,7 +49,7 @@ impl SqliteFile {
 
     pub(crate) fn parse(url: &str, path: &str) -> Result<Self, StoreError> {
         if path.is_empty() || path.starts_with(":memory:") {
-            return Err(StoreError::Refused(format!(
+            return Err(StoreError::refused(format!(
                 "`{url}` names no file: use sqlite:PATH, such as sqlite:/var/lib/penstock/log.db"
             )));
         }
@@ -76,7 +76,7 @@ impl SqliteFile {
             .connect()
             .await
             .map(OwnedConnection::Sqlite)
-            .map_err(|error| self.failed(&error))
+            .map_err(|error| self.failed(error))
     }
 
     /// Opens read-only connections.
@@ -89,7 +89,7 @@ impl SqliteFile {
             .connect_with(self.options().read_only(true))
             .await
             .map(Pool::Sqlite)
-            .map_err(|error| self.failed(&error))
+            .map_err(|error| self.failed(error))
     }
 
     /// Locks the store for this process, until the file is dropped or the process ends.
@@ -99,10 +99,11 @@ impl SqliteFile {
     pub(crate) fn lock(&self) -> Result<File, StoreError> {
         if let Some(folder) = self.path.parent().filter(|f| !f.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|error| {
-                StoreError::Refused(format!(
+                StoreError::refused(format!(
                     "the folder {} cannot be created: {error}",
                     folder.display()
                 ))
+                .caused_by(error)
             })?;
         }
         let path = lock_path(&self.path);
@@ -112,25 +113,28 @@ impl SqliteFile {
             .write(true)
             .open(&path)
             .map_err(|error| {
-                StoreError::Refused(format!("{} cannot be opened: {error}", path.display()))
+                StoreError::refused(format!("{} cannot be opened: {error}", path.display()))
+                    .caused_by(error)
             })?;
         match file.try_lock() {
             Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(StoreError::Refused(format!(
+            Err(TryLockError::WouldBlock) => Err(StoreError::refused(format!(
                 "{} is in use by another process: stop it first, or use another data folder",
                 self.path.display()
             ))),
-            Err(TryLockError::Error(error)) => Err(StoreError::Refused(format!(
+            Err(TryLockError::Error(error)) => Err(StoreError::refused(format!(
                 "{} cannot be locked: {error}",
                 path.display()
-            ))),
+            ))
+            .caused_by(error)),
         }
     }
 
-    fn failed(&self, error: &sqlx::Error) -> StoreError {
+    fn failed(&self, error: sqlx::Error) -> StoreError {
         let path = self.path.display();
-        as_damaged(error)
-            .unwrap_or_else(|| StoreError::Database(format!("{path} cannot be opened: {error}")))
+        as_damaged(&error).unwrap_or_else(|| {
+            StoreError::database(format!("{path} cannot be opened: {error}")).caused_by(error)
+        })
     }
 }
 

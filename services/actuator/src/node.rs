@@ -300,7 +300,11 @@ impl Agent {
             Step::Parked(key) => self.state.park(&key),
             Step::Rebuilt { key, .. } => self.state.unpark(&key),
             // Bucket ownership does not matter: the instances are on this node.
-            Step::Unreadable { .. } | Step::Advanced(_) | Step::Released(_) => {}
+            Step::Unreadable { .. }
+            | Step::Advanced(_)
+            | Step::Released(_)
+            | Step::RowsAcquired(_)
+            | Step::RowsReleased(_) => {}
         }
     }
 

@@ -19,7 +19,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use bus::Subscription;
 use contract::events::Event;
 use contract::ids::{Bucket, EndpointKey, Name, Position};
 use contract::log::{Record, RowChange};
@@ -99,8 +98,6 @@ pub struct ViewsConsumer {
     progress: watch::Sender<Progress>,
     row_filter: RowFilter,
     owned: BTreeMap<Bucket, OwnedBucket>,
-    /// Assigned buckets that are not acquired yet, and when to try.
-    to_acquire: BTreeMap<Bucket, Instant>,
     routes: Arc<RoutePublisher>,
     /// Endpoints whose routes and states may have changed.
     touched: BTreeSet<EndpointKey>,
@@ -123,7 +120,7 @@ impl ViewsConsumer {
         let config = ConsumerConfig {
             consumer: CONSUMER,
             snapshots: CONSUMER.to_owned(),
-            ownership: Ownership::External,
+            ownership: Ownership::Rows,
             waits_for_writes: true,
         };
         let consumer_deps = ConsumerDeps {
@@ -155,7 +152,6 @@ impl ViewsConsumer {
             progress,
             row_filter,
             owned: BTreeMap::new(),
-            to_acquire: BTreeMap::new(),
             routes,
             touched: BTreeSet::new(),
             unsettled: BTreeSet::new(),
@@ -165,24 +161,14 @@ impl ViewsConsumer {
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
-        // Only the assignments of this subscription are used.
-        let bus = self.deps.bus.clone();
-        let mut ownership = bus.subscribe_records(Subscription::Group(CONSUMER));
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut republish =
             tokio::time::interval_at(Instant::now() + REPUBLISH_INTERVAL, REPUBLISH_INTERVAL);
-        // Buckets that are assigned at the start need not be folded twice.
-        self.drain_assignments(&mut ownership);
         loop {
-            self.acquire_due().await?;
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                Some(message) = ownership.recv() => {
-                    self.handle_assignment(&message);
-                    self.drain_assignments(&mut ownership);
-                }
                 step = self.consumer.next() => self.handle(step?).await?,
                 _ = second.tick() => self.react_to_tick().await?,
                 _ = republish.tick() => self.publish_all(),
@@ -214,10 +200,6 @@ impl ViewsConsumer {
                 self.row_filter.forget_written(|bucket, cursor| {
                     buckets.contains(&bucket) && self.consumer.position(bucket) > cursor
                 });
-                // The folds of buckets owned before they began have no fence yet.
-                for (bucket, owned) in &self.owned {
-                    self.consumer.set_fence(*bucket, Some(owned.fence.clone()));
-                }
                 self.progress.send_modify(|progress| {
                     for bucket in buckets {
                         let position = self.consumer.position(bucket);
@@ -236,6 +218,11 @@ impl ViewsConsumer {
             }
             // Every bucket is read for good.
             Step::Released(_) => Ok(()),
+            Step::RowsAcquired(fences) => self.acquire_all(fences).await,
+            Step::RowsReleased(buckets) => {
+                buckets.into_iter().for_each(|bucket| self.release(bucket));
+                Ok(())
+            }
         }
     }
 
@@ -348,7 +335,7 @@ impl ViewsConsumer {
         self.row_filter
             .forget_written(|bucket, _| !behind.contains(&bucket));
         for bucket in behind {
-            self.reacquire(bucket, Instant::now());
+            self.reacquire(bucket, true);
         }
         let writes = self.owned.iter().map(|(bucket, owned)| {
             let written = self.write_unparked(*bucket, owned);

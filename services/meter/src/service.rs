@@ -211,7 +211,11 @@ impl Meter {
             Step::Released(buckets) => self.release(&buckets).await,
             Step::CaughtUp(buckets) => self.caught_up(&buckets),
             // Open minutes are kept.
-            Step::Parked(_) | Step::Unreadable { .. } | Step::Advanced(_) => {}
+            Step::Parked(_)
+            | Step::Unreadable { .. }
+            | Step::Advanced(_)
+            | Step::RowsAcquired(_)
+            | Step::RowsReleased(_) => {}
         }
         Ok(())
     }

@@ -17,13 +17,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{Bus, Subscription};
+use bus::{Bus, BusMessage, Subscription};
 use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Record, StreamKind};
 use contract::time::Timestamp;
 use futures::TryFutureExt;
 use futures::future::try_join_all;
 use store::{CommitError, Fence, Store, StoreError};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -41,6 +42,9 @@ pub use self::snapshot::{Backlog, Draft, Initial, load};
 /// How long a fenced consumer waits before it reacquires the bucket: usually it just has not been
 /// notified yet that the bucket was reassigned.
 const REACQUIRE_AFTER: Duration = Duration::from_secs(1);
+
+/// The owner of this bucket also owns what belongs to no endpoint.
+pub(crate) const GLOBAL_OWNER: Bucket = Bucket(0);
 
 /// How often to check whether snapshots are due.
 const SNAPSHOT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -83,8 +87,10 @@ pub enum Ownership {
     Shared,
     /// This process owns all buckets, under this fence.
     Exclusive(Fence),
-    /// Every replica folds everything; the service decides who owns which bucket.
-    External,
+    /// Every replica folds everything; they share the rows that follow. Whoever writes those of a
+    /// bucket holds its fence, `CONSUMER/BUCKET`. The rows of the global bucket go with those of
+    /// the first.
+    Rows,
 }
 
 /// A step of a consumer.
@@ -119,6 +125,10 @@ pub enum Step<E> {
     CaughtUp(Vec<Bucket>),
     /// Buckets now belong to another owner; their states are dropped.
     Released(Vec<Bucket>),
+    /// The rows of these buckets are ours to write, under these fences.
+    RowsAcquired(BTreeMap<Bucket, Fence>),
+    /// The rows of these buckets are no longer ours to write.
+    RowsReleased(Vec<Bucket>),
 }
 
 /// Dependencies of [`Consumer`].
@@ -144,9 +154,13 @@ pub struct Consumer<F: Fold> {
     outbox: VecDeque<Step<F::Effect>>,
     /// A request to the store; nothing else proceeds meanwhile.
     pending_reply: Option<AbortOnDropHandle<Result<StoreReply<F>, StoreError>>>,
-    /// Buckets that another owner took although they are still assigned to us: when to reacquire
-    /// them.
-    lost: BTreeMap<Bucket, Instant>,
+    /// Assignments of rows; states are assigned by the feed.
+    row_assignments: Option<mpsc::Receiver<BusMessage>>,
+    /// The fences of the rows that are ours.
+    row_fences: BTreeMap<Bucket, Fence>,
+    /// Buckets that are assigned to us, but whose fence has yet to be acquired, or was taken by
+    /// another owner: when to acquire it.
+    unfenced: BTreeMap<Bucket, Instant>,
     saving: Option<(
         Bucket,
         AbortOnDropHandle<Result<StoredSnapshot, CommitError>>,
@@ -163,7 +177,7 @@ pub struct Consumer<F: Fold> {
 /// The store's reply to a request.
 enum StoreReply<F: Fold> {
     Acquired(Vec<(Bucket, Option<Fence>, Initial<F::State>)>),
-    Refenced(BTreeMap<Bucket, Fence>),
+    Fenced(BTreeMap<Bucket, Fence>),
     History {
         by: Arc<Record>,
         key: EndpointKey,
@@ -176,11 +190,16 @@ impl<F: Fold> Consumer<F> {
     pub fn open(config: ConsumerConfig, fold: F, deps: ConsumerDeps, component: Component) -> Self {
         let subscription = match &config.ownership {
             Ownership::Shared => Subscription::Group(config.consumer),
-            Ownership::Exclusive(_) | Ownership::External => Subscription::All,
+            Ownership::Exclusive(_) | Ownership::Rows => Subscription::All,
         };
         component.waiting(match &config.ownership {
             Ownership::Shared => WAITING_FOR_BUCKETS,
-            Ownership::Exclusive(_) | Ownership::External => READING_LOG,
+            Ownership::Exclusive(_) | Ownership::Rows => READING_LOG,
+        });
+        // Of these, only the assignments are used.
+        let row_assignments = matches!(config.ownership, Ownership::Rows).then(|| {
+            deps.bus
+                .subscribe_records(Subscription::Group(config.consumer))
         });
         let feed = Feed::open(deps.store.clone(), deps.bus.clone(), subscription);
         let parking = Parking::open(config.consumer, deps.store.clone(), component.clone());
@@ -200,7 +219,9 @@ impl<F: Fold> Consumer<F> {
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
             pending_reply: None,
-            lost: BTreeMap::new(),
+            row_assignments,
+            row_fences: BTreeMap::new(),
+            unfenced: BTreeMap::new(),
             saving: None,
             drafts: VecDeque::new(),
             behind_since: BTreeMap::new(),
@@ -268,18 +289,48 @@ impl<F: Fold> Consumer<F> {
         if self.core.has(bucket) && matches!(self.config.ownership, Ownership::Shared) {
             tracing::warn!(consumer = self.config.consumer, %bucket, "bucket lost to another owner");
             self.core.mark_lost(bucket);
-            self.lost
+            self.unfenced
                 .entry(bucket)
                 .or_insert_with(|| Instant::now() + REACQUIRE_AFTER);
         }
     }
 
-    /// Sets the fence of a bucket whose ownership is external, or clears it.
-    pub fn set_fence(&mut self, bucket: Bucket, fence: Option<Fence>) {
-        if fence.is_none() {
-            self.written.remove(&bucket);
+    /// Acquires the rows of a bucket once more, after rows could not be written; with `at_once`
+    /// without waiting for a bucket that may have been reassigned.
+    pub fn reacquire_rows(&mut self, bucket: Bucket, at_once: bool) {
+        self.release_rows(bucket);
+        let wait = match at_once {
+            true => Duration::ZERO,
+            false => REACQUIRE_AFTER,
+        };
+        self.unfenced.insert(bucket, Instant::now() + wait);
+    }
+
+    fn release_rows(&mut self, bucket: Bucket) {
+        self.unfenced.remove(&bucket);
+        self.row_fences.remove(&bucket);
+        self.written.remove(&bucket);
+        self.core.set_fence(bucket, None);
+    }
+
+    fn handle_row_assignment(&mut self, message: &BusMessage) {
+        match message {
+            BusMessage::Record(_) => {}
+            BusMessage::Assigned(buckets) => {
+                for bucket in with_global(buckets) {
+                    if !self.row_fences.contains_key(&bucket) {
+                        self.unfenced.insert(bucket, Instant::now());
+                    }
+                }
+            }
+            BusMessage::Revoked(buckets) => {
+                let buckets = with_global(buckets);
+                for bucket in &buckets {
+                    self.release_rows(*bucket);
+                }
+                self.outbox.push_back(Step::RowsReleased(buckets));
+            }
         }
-        self.core.set_fence(bucket, fence);
     }
 
     /// Confirms that what follows from a bucket has been written up to here; no snapshot of it goes
@@ -314,6 +365,10 @@ impl<F: Fold> Consumer<F> {
     /// [`StoreError::Closed`] only.
     pub async fn next(&mut self) -> Result<Step<F::Effect>, StoreError> {
         loop {
+            // Before anything is folded: rows that are ours from the start need not be made twice.
+            while let Some(message) = try_next(&mut self.row_assignments) {
+                self.handle_row_assignment(&message);
+            }
             if let Some(step) = self.outbox.pop_front() {
                 return Ok(step);
             }
@@ -332,12 +387,13 @@ impl<F: Fold> Consumer<F> {
                 self.handle(item);
                 continue;
             }
-            let reacquire_at = self.lost.values().min().copied();
+            let acquire_at = self.unfenced.values().min().copied();
             tokio::select! {
                 biased;
+                Some(message) = next(&mut self.row_assignments) => self.handle_row_assignment(&message),
                 (bucket, stored) = next_saved(&mut self.saving) => self.handle_saved(bucket, stored)?,
                 _ = self.snapshot_checks.tick() => self.check_snapshots(),
-                () = sleep_until(reacquire_at) => self.reacquire(),
+                () = sleep_until(acquire_at) => self.acquire_fences(),
                 item = self.feed.next() => self.inbox.push_back(item?),
             }
         }
@@ -370,7 +426,7 @@ impl<F: Fold> Consumer<F> {
             FeedItem::Revoked(buckets) => {
                 tracing::debug!(consumer, ?buckets, "buckets are revoked");
                 for bucket in &buckets {
-                    self.lost.remove(bucket);
+                    self.unfenced.remove(bucket);
                     self.written.remove(bucket);
                     self.core.release(*bucket);
                 }
@@ -379,9 +435,8 @@ impl<F: Fold> Consumer<F> {
             FeedItem::CaughtUp(buckets) => {
                 tracing::debug!(consumer, ?buckets, "buckets are caught up with");
                 self.core.caught_up(&buckets);
-                // With external ownership, the service has rows to write before parking is reported
-                // as caught up.
-                if !matches!(self.config.ownership, Ownership::External) {
+                // With rows, the service has some to write before parking is reported as caught up.
+                if !matches!(self.config.ownership, Ownership::Rows) {
                     self.core.parking().caught_up(&buckets);
                 }
                 if self.core.all_caught_up() && matches!(self.config.ownership, Ownership::Shared) {
@@ -431,16 +486,16 @@ impl<F: Fold> Consumer<F> {
     /// its snapshot.
     fn acquire(&mut self, buckets: Vec<Bucket>) {
         let (store, component) = (self.deps.store.clone(), self.component.clone());
-        let config = self.config.clone();
+        let (config, row_fences) = (self.config.clone(), self.row_fences.clone());
         self.spawn_request(async move {
             let acquire = || async {
                 let mut fences = match &config.ownership {
-                    Ownership::Shared => acquire_fences(&store, config.consumer, &buckets).await?,
+                    Ownership::Shared => fences_of(&store, config.consumer, &buckets).await?,
                     Ownership::Exclusive(fence) => {
                         let fences = buckets.iter().map(|bucket| (*bucket, fence.clone()));
                         fences.collect()
                     }
-                    Ownership::External => BTreeMap::new(),
+                    Ownership::Rows => row_fences.clone(),
                 };
                 let initials = buckets.iter().map(|bucket| {
                     let fence = fences.remove(bucket);
@@ -455,19 +510,19 @@ impl<F: Fold> Consumer<F> {
         });
     }
 
-    /// Reacquires buckets that were fenced while assigned to us; they are then read up to their
-    /// head.
-    fn reacquire(&mut self) {
+    /// Acquires the fences that are due: of rows, or of buckets that were fenced while assigned to
+    /// us; they are then read up to their head.
+    fn acquire_fences(&mut self) {
         let now = Instant::now();
-        let due = self.lost.iter().filter(|(_, at)| **at <= now);
+        let due = self.unfenced.iter().filter(|(_, at)| **at <= now);
         let due: Vec<Bucket> = due.map(|(bucket, _)| *bucket).collect();
         let (store, component) = (self.deps.store.clone(), self.component.clone());
         let consumer = self.config.consumer;
         self.spawn_request(async move {
-            let acquire = || acquire_fences(&store, consumer, &due);
+            let acquire = || fences_of(&store, consumer, &due);
             retry_while_unavailable(&component, acquire)
                 .await
-                .map(StoreReply::Refenced)
+                .map(StoreReply::Fenced)
         });
     }
 
@@ -493,13 +548,17 @@ impl<F: Fold> Consumer<F> {
                 self.outbox.push_back(Step::Acquired(buckets));
                 self.outbox.extend(parked.into_iter().map(Step::Parked));
             }
-            StoreReply::Refenced(fences) => {
-                let mut buckets = Vec::new();
-                for (bucket, fence) in fences {
-                    self.lost.remove(&bucket);
-                    self.core.set_fence(bucket, Some(fence));
-                    buckets.push(bucket);
+            StoreReply::Fenced(fences) => {
+                for (bucket, fence) in &fences {
+                    self.unfenced.remove(bucket);
+                    self.core.set_fence(*bucket, Some(fence.clone()));
                 }
+                if matches!(self.config.ownership, Ownership::Rows) {
+                    self.row_fences.extend(fences.clone());
+                    self.outbox.push_back(Step::RowsAcquired(fences));
+                    return;
+                }
+                let buckets: Vec<Bucket> = fences.into_keys().collect();
                 self.feed.catch_up_again(&buckets);
                 self.outbox.push_back(Step::Acquired(buckets));
             }
@@ -646,7 +705,7 @@ fn event_filter<F: Fold>(fold: &F, after: Position) -> (Vec<StreamKind>, Positio
 /// # Errors
 ///
 /// If the store is unavailable; then no fence is acquired.
-pub async fn acquire_fences(
+async fn fences_of(
     store: &Store,
     consumer: &str,
     buckets: &[Bucket],
@@ -678,6 +737,27 @@ async fn next_saved<T>(
     let bucket = *bucket;
     *saving = None;
     (bucket, outcome)
+}
+
+/// Adds the global bucket if its owner is among the buckets.
+fn with_global(buckets: &[Bucket]) -> Vec<Bucket> {
+    let mut buckets = buckets.to_vec();
+    if buckets.contains(&GLOBAL_OWNER) {
+        buckets.push(Bucket::GLOBAL);
+    }
+    buckets
+}
+
+/// The next message of a subscription; waits for ever without one.
+async fn next(subscription: &mut Option<mpsc::Receiver<BusMessage>>) -> Option<BusMessage> {
+    match subscription {
+        Some(subscription) => subscription.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn try_next(subscription: &mut Option<mpsc::Receiver<BusMessage>>) -> Option<BusMessage> {
+    subscription.as_mut()?.try_recv().ok()
 }
 
 async fn sleep_until(at: Option<Instant>) {

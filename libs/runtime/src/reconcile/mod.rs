@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::evaluate::{CommitResult, Evaluator, FailedEvaluation, Subject, Write};
 use crate::clock::Clock;
-use crate::consumer::{Consumer, ConsumerConfig, ConsumerDeps, Fold, Step};
+use crate::consumer::{Consumer, ConsumerConfig, ConsumerDeps, Fold, GLOBAL_OWNER, Step};
 use crate::health::Component;
 use crate::ids::Ids;
 
@@ -43,8 +43,6 @@ use crate::ids::Ids;
 pub const CLOCK_STEP: Span = Span::from_secs(5);
 /// The pause after a commit that the store could not take.
 const RETRY_AFTER: Span = Span::from_secs(1);
-/// The bucket whose owner also owns what belongs to no endpoint.
-const GLOBAL_OWNER: Bucket = Bucket(0);
 
 /// The service-specific part of the loop.
 pub trait Reconciler: Send + 'static {
@@ -226,7 +224,10 @@ impl<R: Reconciler> Loop<R> {
     async fn handle(&mut self, step: Step<<R::Fold as Fold>::Effect>) -> Result<(), StoreError> {
         match step {
             Step::Applied(applied) => self.evaluator.applied(self.consumer.core(), applied),
-            Step::Unreadable { .. } | Step::Advanced(_) => {}
+            Step::Unreadable { .. }
+            | Step::Advanced(_)
+            | Step::RowsAcquired(_)
+            | Step::RowsReleased(_) => {}
             Step::Parked(key) => self.evaluator.forget_endpoint(&key),
             Step::Rebuilt { key, .. } => {
                 self.evaluator.forget_endpoint(&key);

@@ -1,41 +1,30 @@
-//! Ownership of buckets: acquiring and releasing them, and bringing their rows up to the position of the
-//! fold.
+//! The rows of the buckets that this replica writes: bringing them up to the position of the fold when the
+//! consumer has acquired them, and writing them.
 //!
 //! Invariant: rows and their cursor are written in one commit under the bucket's fence; if that fails,
 //! the bucket is reacquired, which starts from the stored cursor.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-use bus::BusMessage;
 use contract::events::Event;
 use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Record, RowChange, StreamKind};
 use contract::time::Timestamp;
 use domain::views::{EndpointModel, MODEL_VERSION, Projection};
 use futures::StreamExt;
-use runtime::consumer::{acquire_fences, load};
+use runtime::consumer::load;
 use runtime::parking::{PARKED, catch_panic, history};
 use store::{
     Commit, CommitError, CursorMove, Entry, Fence, PageQuery, Projector, RowQuery, StoreError,
 };
-use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use super::{CONSUMER, ViewsConsumer, ViewsProjector};
-
-/// The bucket whose owner also writes the rows that belong to no endpoint.
-const GLOBAL_OWNER: Bucket = Bucket(0);
 
 /// Records per read, and per commit of rows that a previous owner left unwritten.
 const PAGE: usize = 500;
 
 /// Maximum rows of parked endpoints to read; far more than are ever parked.
 const PARKED_MAX: usize = 500;
-
-/// Delay before reacquiring a bucket after a failed write. Usually the bucket was reassigned, and the
-/// revocation has not arrived yet.
-const REACQUIRE_DELAY: Duration = Duration::from_secs(1);
 
 /// Buckets to acquire concurrently; others read the log at the same time.
 const ACQUIRE_CONCURRENCY: usize = 4;
@@ -55,32 +44,8 @@ pub(super) struct RowBatch {
 }
 
 impl ViewsConsumer {
-    pub(super) fn drain_assignments(&mut self, ownership: &mut mpsc::Receiver<BusMessage>) {
-        while let Ok(message) = ownership.try_recv() {
-            self.handle_assignment(&message);
-        }
-    }
-
-    pub(super) fn handle_assignment(&mut self, message: &BusMessage) {
-        match message {
-            BusMessage::Record(_) => {}
-            BusMessage::Assigned(buckets) => {
-                for bucket in with_global(buckets) {
-                    if !self.owned.contains_key(&bucket) {
-                        self.to_acquire.insert(bucket, Instant::now());
-                    }
-                }
-            }
-            BusMessage::Revoked(buckets) => {
-                for bucket in with_global(buckets) {
-                    self.to_acquire.remove(&bucket);
-                    self.release(bucket);
-                }
-            }
-        }
-    }
-
-    fn release(&mut self, bucket: Bucket) {
+    /// Stops writing the rows of a bucket.
+    pub(super) fn release(&mut self, bucket: Bucket) {
         // The next owner exports these counts.
         let models = self.models.lock();
         for (key, entry) in models.of(bucket) {
@@ -89,7 +54,6 @@ impl ViewsConsumer {
             names.for_each(|name| self.remove_states(key, name));
         }
         drop(models);
-        self.consumer.set_fence(bucket, None);
         self.row_filter.disable(bucket);
         self.owned.remove(&bucket);
         self.progress.send_modify(|progress| {
@@ -97,26 +61,11 @@ impl ViewsConsumer {
         });
     }
 
-    /// Tries to acquire assigned buckets that are due. Failures are retried later.
-    pub(super) async fn acquire_due(&mut self) -> Result<(), StoreError> {
-        let now = Instant::now();
-        let due = self.to_acquire.iter().filter(|(_, at)| **at <= now);
-        let due: Vec<Bucket> = due.map(|(bucket, _)| *bucket).collect();
-        if due.is_empty() {
-            return Ok(());
-        }
-        let fences = match acquire_fences(&self.deps.store, CONSUMER, &due).await {
-            Ok(fences) => fences,
-            Err(StoreError::Closed) => return Err(StoreError::Closed),
-            Err(error) => {
-                tracing::warn!(%error, "cannot take over read models, retrying");
-                let retries = due
-                    .into_iter()
-                    .map(|bucket| (bucket, now + REACQUIRE_DELAY));
-                self.to_acquire.extend(retries);
-                return Ok(());
-            }
-        };
+    /// Acquires the rows of buckets. Failures are retried later.
+    pub(super) async fn acquire_all(
+        &mut self,
+        fences: BTreeMap<Bucket, Fence>,
+    ) -> Result<(), StoreError> {
         let attempts = fences.into_iter().map(|(bucket, fence)| {
             let acquiring = self.acquire(bucket, fence);
             async move { (bucket, acquiring.await) }
@@ -127,14 +76,11 @@ impl ViewsConsumer {
             .await;
         for (bucket, result) in acquired {
             match result {
-                Ok(owned) => {
-                    self.to_acquire.remove(&bucket);
-                    self.add_owned(bucket, owned);
-                }
+                Ok(owned) => self.add_owned(bucket, owned),
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
                 Err(error) => {
                     tracing::warn!(%bucket, %error, "cannot take over read models, retrying");
-                    self.to_acquire.insert(bucket, now + REACQUIRE_DELAY);
+                    self.consumer.reacquire_rows(bucket, false);
                 }
             }
         }
@@ -148,7 +94,6 @@ impl ViewsConsumer {
 
     fn add_owned(&mut self, bucket: Bucket, owned: OwnedBucket) {
         let cursor = owned.cursor;
-        self.consumer.set_fence(bucket, Some(owned.fence.clone()));
         self.consumer.confirm_written(bucket, cursor);
         self.row_filter.enable(bucket, cursor);
         let is_history_ahead = !self.progress.borrow().caught_up
@@ -417,13 +362,14 @@ impl ViewsConsumer {
 
     pub(super) fn reacquire_after_error(&mut self, bucket: Bucket, error: &CommitError) {
         tracing::warn!(%bucket, %error, "cannot write read models, reacquiring the bucket");
-        self.reacquire(bucket, Instant::now() + REACQUIRE_DELAY);
+        self.reacquire(bucket, false);
     }
 
-    /// Reacquires a bucket at a given time, which then brings its rows up to the position of the fold.
-    pub(super) fn reacquire(&mut self, bucket: Bucket, at: Instant) {
+    /// Reacquires a bucket, at once or after a while, which then brings its rows up to the position of
+    /// the fold.
+    pub(super) fn reacquire(&mut self, bucket: Bucket, at_once: bool) {
         self.release(bucket);
-        self.to_acquire.insert(bucket, at);
+        self.consumer.reacquire_rows(bucket, at_once);
     }
 
     async fn write(
@@ -447,15 +393,6 @@ impl ViewsConsumer {
         self.deps.store.commit(commit).await?;
         Ok(batch.to)
     }
-}
-
-/// Adds the global bucket if its owner is assigned.
-fn with_global(buckets: &[Bucket]) -> Vec<Bucket> {
-    let mut buckets = buckets.to_vec();
-    if buckets.contains(&GLOBAL_OWNER) {
-        buckets.push(Bucket::GLOBAL);
-    }
-    buckets
 }
 
 /// Keeps only the last change of each row.

@@ -588,19 +588,22 @@ async fn prefetched_events_that_are_excluded_meanwhile_are_not_delivered() {
         };
         (excluded, Position(u64::MAX))
     }));
-    let (mut delivered, mut passed) = (0, BTreeMap::new());
+    let (mut delivered, mut passed) = (Vec::new(), BTreeMap::new());
     loop {
         match feed.next().await.unwrap() {
             FeedItem::CaughtUp(_) => break,
             FeedItem::Records(records) => {
-                delivered += records.len();
+                delivered.push(records.len());
                 is_wanted.store(false, Ordering::Relaxed);
             }
             FeedItem::Advanced(positions) => passed = positions,
             _ => {}
         }
     }
-    assert_eq!(delivered, 1000, "one page");
+    assert!(
+        matches!(delivered[..], [page] if page < MORE_THAN_A_PAGE),
+        "one page: {delivered:?}"
+    );
     assert_eq!(
         passed.into_values().collect::<Vec<_>>(),
         [Position(MORE_THAN_A_PAGE as u64)]

@@ -46,7 +46,7 @@ advisories: ## Known vulnerabilities in dependencies (fetches the advisory datab
 bench: ## Rule evaluations per second of the pure evaluator
 	@scripts/setup.sh
 	cargo bench --locked -p penstock-domain --bench evaluate
-	@echo "Also: make bench-decisions (seconds from load to decision), make bench-endpoints (cost of one more), make bench-gateway (CPU per request beside nginx)"
+	@echo "Also: make bench-decisions (seconds from load to decision), make bench-endpoints (cost of one more), make bench-gateway (CPU per request compared with nginx)"
 
 bench-decisions: ## Latency from load to decision, embedded and through Kafka; SECONDS= for the length of the second part
 	@scripts/setup.sh stack

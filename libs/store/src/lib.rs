@@ -9,6 +9,8 @@
 //! `writing` (the single writer task), `log` (the handle), `maintenance` (operations on an entire
 //! store). `tests/tidy.rs` rejects import cycles.
 
+#![warn(missing_docs, clippy::missing_errors_doc)]
+
 mod archive;
 mod log;
 mod maintenance;

@@ -13,6 +13,10 @@ use uuid::Uuid;
 use crate::model::error::StoreError;
 
 /// Decodes a raw record, with all checks that need no other record.
+///
+/// # Errors
+///
+/// [`StoreError::Unreadable`] if the event, its stream, its id or its bucket is invalid.
 pub fn decode(raw: &RawRecord) -> Result<Record, StoreError> {
     EventRow::from_raw(raw).decode()
 }
@@ -20,25 +24,37 @@ pub fn decode(raw: &RawRecord) -> Result<Record, StoreError> {
 /// One entry of the log, whether or not its event can be decoded.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Entry {
+    /// A decoded event.
     Record(Arc<Record>),
+    /// An event that this release cannot decode.
     Unreadable(Unreadable),
 }
 
 /// An event that cannot be decoded, with everything else that is known about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
+    /// Its position in the log.
     pub position: Position,
+    /// The bucket's previous position; `Position::START` for the first.
     pub prev: Position,
+    /// Its bucket; may be one that does not exist.
     pub bucket: Bucket,
+    /// The name of its stream; may be invalid.
     pub stream: String,
+    /// Its version in the stream, from 1.
     pub version: u64,
+    /// When it was recorded.
     pub time: Timestamp,
+    /// Who caused it.
     pub actor: String,
+    /// The name of its type.
     pub type_name: String,
+    /// Why it cannot be decoded.
     pub detail: String,
 }
 
 impl Entry {
+    /// Its position in the log.
     pub fn position(&self) -> Position {
         match self {
             Self::Record(record) => record.position,

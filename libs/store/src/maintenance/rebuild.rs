@@ -164,7 +164,7 @@ async fn set_cursors(
         moves.spawn(async move { store.commit(commit).await });
     }
     while let Some(moved) = moves.join_next().await {
-        match moved.map_err(|error| writer_failed(error))? {
+        match moved.map_err(writer_failed)? {
             Ok(_) => {}
             Err(CommitError::Store(error)) => return Err(error),
             Err(_) => return Err(running_error(consumer)),
@@ -368,7 +368,7 @@ impl ChunkWriter {
 
     async fn finish(self) -> Result<usize, StoreError> {
         drop(self.chunks);
-        self.task.await.map_err(|error| writer_failed(error))?
+        self.task.await.map_err(writer_failed)?
     }
 }
 

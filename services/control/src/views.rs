@@ -45,7 +45,7 @@ use crate::metrics::{ConditionLabels, ControlMetrics, DeploymentLabels, Instance
 use crate::reactor;
 use crate::routes::{REPUBLISH_INTERVAL, RoutePublisher};
 use fold::{RowFilter, ViewsFold};
-use owned::{OwnedBucket, RowBatch};
+use owned::{ProjectedBucket, RowBatch};
 pub use projector::ViewsProjector;
 
 pub const CONSUMER: &str = "views";
@@ -98,7 +98,7 @@ pub struct ViewsConsumer {
     global: Projection,
     progress: watch::Sender<Progress>,
     row_filter: RowFilter,
-    owned: BTreeMap<Bucket, OwnedBucket>,
+    owned: BTreeMap<Bucket, ProjectedBucket>,
     /// Assigned buckets that are not acquired yet, and when to try.
     to_acquire: BTreeMap<Bucket, Instant>,
     routes: Arc<RoutePublisher>,
@@ -341,7 +341,7 @@ impl ViewsConsumer {
 
     async fn handle_caught_up(&mut self) -> Result<(), StoreError> {
         self.row_filter.end_history();
-        let behind = |(bucket, owned): (&Bucket, &OwnedBucket)| {
+        let behind = |(bucket, owned): (&Bucket, &ProjectedBucket)| {
             (self.folded_position(*bucket) > owned.cursor).then_some(*bucket)
         };
         let behind: Vec<Bucket> = self.owned.iter().filter_map(behind).collect();

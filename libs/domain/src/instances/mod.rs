@@ -65,7 +65,7 @@ pub struct Instance {
     /// The request to drain it, if there is one.
     pub draining: Option<Draining>,
     /// The request to remove it, if there is one.
-    pub removal: Option<Removal>,
+    pub removal: Option<RemovalRequest>,
     /// The latest detail that its node reported, for people; empty if none.
     pub detail: String,
     /// Why it fails its liveness probe and has to be replaced, if so.
@@ -104,7 +104,7 @@ pub struct Draining {
 /// A request to remove an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Removal {
+pub struct RemovalRequest {
     /// Generation of the request.
     pub generation: u64,
     /// Time from the termination signal to the kill signal.
@@ -327,7 +327,7 @@ impl Instance {
             }
             Event::InstanceRemovalRequested(removal) => {
                 self.generation = removal.generation;
-                self.removal = Some(Removal {
+                self.removal = Some(RemovalRequest {
                     generation: removal.generation,
                     grace: removal.grace,
                     since: record.time,

@@ -18,7 +18,7 @@ use crate::log::shared_pages::SharedPages;
 use crate::model::archive::Archive;
 use crate::model::commit::{Commit, Committed, IdempotencyKey};
 use crate::model::error::{CommitError, StoreError};
-use crate::model::raw::{Entry, decode};
+use crate::model::raw::{LogEntry, decode};
 use crate::model::rows::{Row, RowQuery};
 use crate::schema::{chain, migrate};
 use crate::sql::connection::{Pool, PooledConnection};
@@ -265,9 +265,9 @@ impl Store {
         bucket: Bucket,
         after: Position,
         limit: usize,
-    ) -> Result<Vec<Entry>, StoreError> {
+    ) -> Result<Vec<LogEntry>, StoreError> {
         let raw = self.read_bucket_raw(bucket, after, limit).await?;
-        Ok(raw.into_iter().map(Entry::from).collect())
+        Ok(raw.into_iter().map(LogEntry::from).collect())
     }
 
     /// The same as [`read_all`](Self::read_all), but does not fail for events that cannot be decoded.
@@ -279,9 +279,9 @@ impl Store {
         &self,
         after: Position,
         limit: usize,
-    ) -> Result<Vec<Entry>, StoreError> {
+    ) -> Result<Vec<LogEntry>, StoreError> {
         let raw = self.read_raw(after, limit).await?;
-        Ok(raw.into_iter().map(Entry::from).collect())
+        Ok(raw.into_iter().map(LogEntry::from).collect())
     }
 
     /// Reads events in their stored form.
@@ -303,7 +303,7 @@ impl Store {
     /// # Errors
     ///
     /// If the store cannot be read or is closed.
-    pub async fn read_page(&self, query: &PageQuery<'_>) -> Result<Vec<Entry>, StoreError> {
+    pub async fn read_page(&self, query: &PageQuery<'_>) -> Result<Vec<LogEntry>, StoreError> {
         let query = PageQuery {
             limit: query.limit.min(READ_LIMIT_MAX),
             ..*query
@@ -313,7 +313,7 @@ impl Store {
         drop(reader);
         let mut entries = Vec::new();
         for page in pages {
-            entries.extend(page.decode()?.into_iter().map(Entry::from));
+            entries.extend(page.decode()?.into_iter().map(LogEntry::from));
         }
         Ok(entries)
     }

@@ -23,7 +23,7 @@ pub fn decode(raw: &RawRecord) -> Result<Record, StoreError> {
 
 /// One entry of the log, whether or not its event can be decoded.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Entry {
+pub enum LogEntry {
     /// A decoded event.
     Record(Arc<Record>),
     /// An event that this release cannot decode.
@@ -53,7 +53,7 @@ pub struct Unreadable {
     pub detail: String,
 }
 
-impl Entry {
+impl LogEntry {
     /// Its position in the log.
     pub fn position(&self) -> Position {
         match self {
@@ -63,7 +63,7 @@ impl Entry {
     }
 }
 
-impl From<Result<Record, Box<Unreadable>>> for Entry {
+impl From<Result<Record, Box<Unreadable>>> for LogEntry {
     fn from(read: Result<Record, Box<Unreadable>>) -> Self {
         match read {
             Ok(record) => Self::Record(Arc::new(record)),
@@ -72,7 +72,7 @@ impl From<Result<Record, Box<Unreadable>>> for Entry {
     }
 }
 
-impl From<RawRecord> for Entry {
+impl From<RawRecord> for LogEntry {
     fn from(raw: RawRecord) -> Self {
         EventRow::from_raw(&raw).decode_entry().into()
     }

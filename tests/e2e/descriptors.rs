@@ -167,7 +167,7 @@ async fn instances_beyond_the_limit_wait_without_affecting_others() {
     eventually("a start that waits", || async {
         let waits = penstock
             .log()
-            .contains("the start of an instance is delayed");
+            .contains(r#""delayed":"the start of an instance""#);
         waits.then_some(())
     })
     .await;

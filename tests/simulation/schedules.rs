@@ -50,7 +50,7 @@ fn a_month(from: &str, zone: Tz) {
     while world.clock.since(start) < Span::from_secs(31 * 86_400) {
         let at = world.clock;
         let expected = expected(at.to_utc(), zone);
-        // Decision, order, start, ready, and for scale-in drain and removal: a few turns.
+        // Decision, request, start, ready, and for scale-in drain and removal: a few turns.
         (0..16).for_each(|_| world.step(Span::from_secs(1)));
         assert_eq!(world.ready("iris"), expected, "at {at} ({zone})");
         changes += u32::from(before.is_some_and(|before| before != expected));

@@ -611,7 +611,7 @@ impl World {
         }
     }
 
-    /// Carries out every order, including earlier ones: generations make that harmless.
+    /// Carries out every request, including earlier ones: generations make that harmless.
     fn node_turn(&mut self) {
         self.read_truth();
         let instances: Vec<(EndpointKey, Instance)> = self

@@ -1,7 +1,7 @@
 //! Generates a long log for `benches/start/run.py`: that of an installation of ENDPOINTS endpoints after some
 //! months. The same `--seed` gives the same events.
 //!
-//! Everything that an engine decides comes from `domain`: commands on endpoints, decisions, orders for
+//! Everything that an engine decides comes from `domain`: commands on endpoints, decisions, requests about
 //! instances and states, each computed from the log so far. Only external input is random: load, the
 //! behaviour of instances, and user actions.
 //!

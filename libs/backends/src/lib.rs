@@ -95,7 +95,7 @@ pub struct ResourceSample {
 pub enum BackendError {
     /// A newer request about the instance was carried out first. Do not retry.
     #[error(
-        "instance {id}: order {requested} is older than {newest}, which was carried out already"
+        "instance {id}: request {requested} is older than {newest}, which was carried out already"
     )]
     Stale {
         /// The instance.

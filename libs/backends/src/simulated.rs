@@ -27,7 +27,7 @@ pub struct SimulatedInstances {
     node: String,
     now: Timestamp,
     instances: BTreeMap<InstanceId, SimulatedInstance>,
-    /// Upcoming transitions, including stale ones, which are skipped.
+    /// Upcoming changes, including stale ones, which are skipped.
     schedule: BTreeSet<(Timestamp, InstanceId)>,
 }
 
@@ -36,8 +36,8 @@ struct SimulatedInstance {
     generation: u64,
     phase: ObservedPhase,
     lifecycle: Lifecycle,
-    /// The next transition, and when it is due.
-    next: Option<(Timestamp, Transition)>,
+    /// The next change, and when it is due.
+    next: Option<(Timestamp, LifecycleChange)>,
 }
 
 /// The random lifecycle of an instance, drawn when it is started.
@@ -50,7 +50,7 @@ struct Lifecycle {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Transition {
+enum LifecycleChange {
     StartEnds,
     Crash,
 }
@@ -97,7 +97,7 @@ impl SimulatedInstances {
         let instance = SimulatedInstance {
             generation: start.generation,
             phase: ObservedPhase::Starting,
-            next: Some((self.now + lifecycle.start_delay, Transition::StartEnds)),
+            next: Some((self.now + lifecycle.start_delay, LifecycleChange::StartEnds)),
             lifecycle,
         };
         self.schedule
@@ -151,7 +151,7 @@ impl SimulatedInstances {
             && let Some((at, id)) = self.schedule.pop_first()
         {
             if let Some(instance) = self.instances.get_mut(&id) {
-                instance.transition(at);
+                instance.apply_change(at);
                 let next = instance.next;
                 self.schedule.extend(next.map(|(at, _)| (at, id.clone())));
             }
@@ -198,23 +198,23 @@ impl SimulatedInstances {
 }
 
 impl SimulatedInstance {
-    fn transition(&mut self, at: Timestamp) {
-        let Some((_, transition)) = self.next.take() else {
+    fn apply_change(&mut self, at: Timestamp) {
+        let Some((_, change)) = self.next.take() else {
             return;
         };
-        self.phase = match transition {
-            Transition::StartEnds if self.lifecycle.start_fails => ObservedPhase::Exited {
+        self.phase = match change {
+            LifecycleChange::StartEnds if self.lifecycle.start_fails => ObservedPhase::Exited {
                 code: Some(FAILED_START_CODE),
                 reason: "a simulated start that failed".into(),
             },
-            Transition::StartEnds => {
+            LifecycleChange::StartEnds => {
                 self.next = self
                     .lifecycle
                     .lifetime
-                    .map(|lifetime| (at + lifetime, Transition::Crash));
+                    .map(|lifetime| (at + lifetime, LifecycleChange::Crash));
                 ObservedPhase::Ready
             }
-            Transition::Crash => ObservedPhase::Exited {
+            LifecycleChange::Crash => ObservedPhase::Exited {
                 code: Some(CRASH_CODE),
                 reason: "a simulated crash".into(),
             },

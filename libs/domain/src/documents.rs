@@ -29,7 +29,7 @@ pub fn autoscale_findings(spec: &AutoscaleSpec, zones: &ZoneData) -> Vec<Finding
 
 /// One request of an apply.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Step {
+pub enum ApplyStep {
     /// The endpoint without traffic and mirror, which may name deployments that are created later.
     PutEndpoint(Box<EndpointResource>),
     /// The complete deployment.
@@ -49,7 +49,7 @@ pub enum Step {
 
 /// Orders a set of documents by their dependencies, whatever order they were written in: endpoints,
 /// deployments, autoscale settings, traffic.
-pub fn plan(resources: Vec<Resource>) -> Vec<Step> {
+pub fn plan(resources: Vec<Resource>) -> Vec<ApplyStep> {
     let mut steps = Vec::new();
     let mut deployments = Vec::new();
     let mut autoscales = Vec::new();
@@ -59,16 +59,18 @@ pub fn plan(resources: Vec<Resource>) -> Vec<Step> {
             Resource::Endpoint(mut endpoint) => {
                 let shares = (endpoint.spec.traffic.take(), endpoint.spec.mirror.take());
                 if let (Some(_), _) | (_, Some(_)) = shares {
-                    traffic.push(Step::SetTraffic {
+                    traffic.push(ApplyStep::SetTraffic {
                         endpoint: endpoint.metadata.name.clone(),
                         traffic: shares.0,
                         mirror: shares.1,
                     });
                 }
-                steps.push(Step::PutEndpoint(endpoint));
+                steps.push(ApplyStep::PutEndpoint(endpoint));
             }
-            Resource::Deployment(deployment) => deployments.push(Step::PutDeployment(deployment)),
-            Resource::Autoscale(autoscale) => autoscales.push(Step::PutAutoscale(autoscale)),
+            Resource::Deployment(deployment) => {
+                deployments.push(ApplyStep::PutDeployment(deployment))
+            }
+            Resource::Autoscale(autoscale) => autoscales.push(ApplyStep::PutAutoscale(autoscale)),
         }
     }
     steps.extend(deployments);

@@ -16,9 +16,11 @@ use contract::resources::{
     EndpointResource, EndpointSpec, Percentages, ProvisioningState, Resource,
 };
 use contract::time::{Span, Timestamp};
-use domain::documents::{Step, plan};
+use domain::documents::{ApplyStep, plan};
 use domain::endpoint::Endpoint;
-use domain::endpoint::commands::{Command, Context, ENDPOINTS_MAX, Precondition, Refusal, decide};
+use domain::endpoint::commands::{
+    Command, CommandRefusal, Context, ENDPOINTS_MAX, Precondition, decide,
+};
 use domain::instances::Instances;
 use domain::members::Members;
 use domain::routes::{AllocationInputs, route};
@@ -100,11 +102,15 @@ impl World {
         self.log.push(record);
     }
 
-    fn run(&mut self, command: Command) -> Result<usize, Refusal> {
+    fn run(&mut self, command: Command) -> Result<usize, CommandRefusal> {
         self.run_if(command, Precondition::None)
     }
 
-    fn run_if(&mut self, command: Command, precondition: Precondition) -> Result<usize, Refusal> {
+    fn run_if(
+        &mut self,
+        command: Command,
+        precondition: Precondition,
+    ) -> Result<usize, CommandRefusal> {
         let context = Context {
             endpoint: name("iris"),
             other_endpoints: 0,
@@ -120,7 +126,7 @@ impl World {
         Ok(count)
     }
 
-    fn put_endpoint(&mut self, spec: EndpointSpec) -> Result<usize, Refusal> {
+    fn put_endpoint(&mut self, spec: EndpointSpec) -> Result<usize, CommandRefusal> {
         let key = |text: &str| SealedKey {
             hash: text.into(),
             sealed: text.into(),
@@ -138,7 +144,7 @@ impl World {
         })
     }
 
-    fn put(&mut self, deployment: &str, spec: DeploymentSpec) -> Result<usize, Refusal> {
+    fn put(&mut self, deployment: &str, spec: DeploymentSpec) -> Result<usize, CommandRefusal> {
         let uid = self.uid();
         self.run(Command::PutDeployment {
             deployment: name(deployment),
@@ -148,14 +154,14 @@ impl World {
         })
     }
 
-    fn split(&mut self, traffic: &[(&str, u8)]) -> Result<usize, Refusal> {
+    fn split(&mut self, traffic: &[(&str, u8)]) -> Result<usize, CommandRefusal> {
         self.run(Command::SetTraffic {
             traffic: Some(shares(traffic)),
             mirror: None,
         })
     }
 
-    fn delete(&mut self, deployment: &str) -> Result<usize, Refusal> {
+    fn delete(&mut self, deployment: &str) -> Result<usize, CommandRefusal> {
         self.run(Command::DeleteDeployment {
             deployment: name(deployment),
         })
@@ -372,7 +378,7 @@ fn a_deployment_is_gone_when_its_last_instance_is_and_an_endpoint_after_its_last
     assert_eq!(left, [&name("blue")]);
     assert!(matches!(
         world.put("red", spec()),
-        Err(Refusal::Conflict {
+        Err(CommandRefusal::Conflict {
             code: "being-deleted",
             ..
         })
@@ -445,7 +451,7 @@ fn traffic_names_deployments_that_stay_and_never_a_mirrored_one() {
         };
         match (world.run(command), refused) {
             (Ok(_), None) => {}
-            (Err(Refusal::Invalid(findings)), Some(pointer)) => {
+            (Err(CommandRefusal::Invalid(findings)), Some(pointer)) => {
                 assert_eq!(findings[0].pointer, pointer)
             }
             (result, refused) => panic!("{traffic:?} {mirror:?}: {result:?}, {refused:?}"),
@@ -463,7 +469,7 @@ fn limits_preconditions_and_pins_are_checked() {
     }
     assert!(matches!(
         world.put("one-more", spec()),
-        Err(Refusal::Conflict {
+        Err(CommandRefusal::Conflict {
             code: "limit-reached",
             ..
         })
@@ -472,18 +478,21 @@ fn limits_preconditions_and_pins_are_checked() {
         deployment: name("d1"),
     };
     let refused = world.run_if(put.clone(), Precondition::Revision(2));
-    assert!(matches!(refused, Err(Refusal::PreconditionFailed(_))));
+    assert!(matches!(
+        refused,
+        Err(CommandRefusal::PreconditionFailed(_))
+    ));
     let pin = |instances, until| Command::Pin {
         deployment: name("d1"),
         pin: Pin { instances, until },
     };
     assert!(matches!(
         world.run(pin(1001, None)),
-        Err(Refusal::Invalid(_))
+        Err(CommandRefusal::Invalid(_))
     ));
     assert!(matches!(
         world.run(pin(1, Some(world.now))),
-        Err(Refusal::Invalid(_))
+        Err(CommandRefusal::Invalid(_))
     ));
     assert_eq!(world.run(pin(1, None)).unwrap(), 1);
     assert_eq!(world.run(pin(1, None)).unwrap(), 0);
@@ -510,7 +519,7 @@ fn limits_preconditions_and_pins_are_checked() {
     };
     assert!(matches!(
         decide(None, &command, &context),
-        Err(Refusal::Conflict {
+        Err(CommandRefusal::Conflict {
             code: "limit-reached",
             ..
         })
@@ -674,16 +683,16 @@ fn a_set_of_documents_is_applied_in_an_order_that_works() {
 }
 
 impl World {
-    fn take(&mut self, step: Step) {
+    fn take(&mut self, step: ApplyStep) {
         match step {
-            Step::PutEndpoint(document) => self.put_endpoint(document.spec).unwrap(),
-            Step::PutDeployment(document) => self
+            ApplyStep::PutEndpoint(document) => self.put_endpoint(document.spec).unwrap(),
+            ApplyStep::PutDeployment(document) => self
                 .put(document.metadata.name.as_str(), document.spec)
                 .unwrap(),
-            Step::SetTraffic {
+            ApplyStep::SetTraffic {
                 traffic, mirror, ..
             } => self.run(Command::SetTraffic { traffic, mirror }).unwrap(),
-            Step::PutAutoscale(_) => unreachable!("the set has none"),
+            ApplyStep::PutAutoscale(_) => unreachable!("the set has none"),
         };
     }
 }

@@ -1,4 +1,4 @@
-//! How the planner turns decisions into orders: scale, replace, roll, drain, back off.
+//! How the planner turns decisions into requests about instances: scale, replace, roll, drain, back off.
 
 #![allow(clippy::unwrap_used)]
 
@@ -23,7 +23,7 @@ use domain::settle::settle;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-/// One endpoint `iris` with one deployment `blue`, and a node that carries out its orders.
+/// One endpoint `iris` with one deployment `blue`, and a node that carries out the requests.
 struct World {
     endpoint: Option<Endpoint>,
     instances: Instances,
@@ -133,7 +133,7 @@ impl World {
         );
     }
 
-    /// Plans once and appends the orders.
+    /// Plans once and appends the requests.
     fn plan(&mut self) -> Vec<Event> {
         let busy = self.busy.clone();
         let mut ids = self.ids;
@@ -150,7 +150,7 @@ impl World {
             ids += 1;
             Uuid::from_u128(ids)
         };
-        let orders = plan(
+        let planned = plan(
             &name("iris"),
             self.endpoint.as_ref(),
             &self.instances,
@@ -158,8 +158,8 @@ impl World {
             &mut new_id,
         );
         self.ids = ids;
-        orders.iter().cloned().for_each(|order| self.append(order));
-        orders
+        planned.iter().cloned().for_each(|event| self.append(event));
+        planned
     }
 
     fn ids_in(&self, state: InstanceState) -> Vec<InstanceId> {
@@ -226,14 +226,14 @@ impl World {
     fn settle(&mut self) -> Vec<usize> {
         let mut ready = Vec::new();
         for _ in 0..200 {
-            let orders = self.plan();
+            let planned = self.plan();
             ready.push(self.count(InstanceState::Ready));
             let removing = self
                 .instances
                 .instances
                 .values()
                 .any(|i| i.removal.is_some());
-            if orders.is_empty() && !removing && self.count(InstanceState::Starting) == 0 {
+            if planned.is_empty() && !removing && self.count(InstanceState::Starting) == 0 {
                 return ready;
             }
             self.make_ready();
@@ -277,10 +277,10 @@ fn spec() -> DeploymentSpec {
     serde_json::from_value(document).unwrap()
 }
 
-fn requests(orders: &[Event]) -> usize {
-    orders
+fn requests(planned: &[Event]) -> usize {
+    planned
         .iter()
-        .filter(|order| matches!(order, Event::InstanceRequested(_)))
+        .filter(|event| matches!(event, Event::InstanceRequested(_)))
         .count()
 }
 
@@ -320,16 +320,16 @@ fn a_scale_in_drains_first_and_removes_only_when_the_gateways_have_released() {
     world.grant(2);
     world.settle();
     world.grant(1);
-    let orders = world.plan();
-    let [Event::InstanceDraining(draining)] = orders.as_slice() else {
-        panic!("{orders:?}")
+    let planned = world.plan();
+    let [Event::InstanceDraining(draining)] = planned.as_slice() else {
+        panic!("{planned:?}")
     };
     world.busy.insert(draining.id.clone());
     assert_eq!(world.plan(), [], "still in use");
     world.busy.clear();
-    let orders = world.plan();
+    let planned = world.plan();
     assert!(
-        matches!(orders.as_slice(), [Event::InstanceRemovalRequested(r)] if r.id == draining.id && r.generation == 2)
+        matches!(planned.as_slice(), [Event::InstanceRemovalRequested(r)] if r.id == draining.id && r.generation == 2)
     );
     assert_eq!(world.plan(), []);
 }
@@ -354,8 +354,8 @@ fn a_failed_instance_is_removed_and_replaced_after_the_back_off() {
     world.settle();
     let id = world.ids_in(InstanceState::Ready).remove(0);
     world.fail(id.clone());
-    let orders = world.plan();
-    assert!(matches!(orders.as_slice(), [Event::InstanceRemovalRequested(r)] if r.id == id));
+    let planned = world.plan();
+    assert!(matches!(planned.as_slice(), [Event::InstanceRemovalRequested(r)] if r.id == id));
     world.now = world.now + Span::from_secs(1);
     assert_eq!(requests(&world.plan()), 1);
 }
@@ -484,16 +484,16 @@ fn an_instance_that_fails_liveness_is_drained_and_replaced_at_once() {
     let sick = world.ids_in(InstanceState::Ready).remove(0);
     world.busy.insert(sick.clone());
     world.sicken(sick.clone());
-    let orders = world.plan();
+    let planned = world.plan();
     assert!(
-        matches!(orders.as_slice(), [Event::InstanceDraining(d)]
+        matches!(planned.as_slice(), [Event::InstanceDraining(d)]
             if d.id == sick && d.reason == RemovalReason::Unhealthy),
-        "{orders:?}"
+        "{planned:?}"
     );
     assert_eq!(requests(&world.plan()), 1, "while its requests end");
     world.busy.clear();
-    let orders = world.plan();
-    assert!(matches!(orders.as_slice(), [Event::InstanceRemovalRequested(r)] if r.id == sick));
+    let planned = world.plan();
+    assert!(matches!(planned.as_slice(), [Event::InstanceRemovalRequested(r)] if r.id == sick));
 }
 
 #[test]
@@ -696,14 +696,14 @@ fn instances_of_a_node_that_fell_silent_are_replaced_at_once_and_drained_before_
     let lost = lost.unwrap().id.clone();
     world.busy.insert(lost.clone());
     world.leave("south", LeaveReason::Silent);
-    let orders = world.plan();
+    let planned = world.plan();
     assert!(
-        orders
+        planned
             .iter()
-            .any(|order| matches!(order, Event::InstanceDraining(draining)
+            .any(|event| matches!(event, Event::InstanceDraining(draining)
         if draining.id == lost && draining.reason == RemovalReason::NodeLost))
     );
-    let request = orders.iter().find_map(|order| match order {
+    let request = planned.iter().find_map(|event| match event {
         Event::InstanceRequested(requested) => Some(requested),
         _ => None,
     });
@@ -712,9 +712,9 @@ fn instances_of_a_node_that_fell_silent_are_replaced_at_once_and_drained_before_
     assert_eq!(request.reason, RequestReason::Replacement);
     assert_eq!(world.plan(), [], "gateways may still use it");
     world.busy.clear();
-    let orders = world.plan();
+    let planned = world.plan();
     assert!(
-        matches!(orders.as_slice(), [Event::InstanceRemovalRequested(r)] if r.id == lost && r.node == "south")
+        matches!(planned.as_slice(), [Event::InstanceRemovalRequested(r)] if r.id == lost && r.node == "south")
     );
     assert_eq!(world.by_node(), on(&[("north", 2)]));
 }

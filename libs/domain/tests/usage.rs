@@ -91,12 +91,12 @@ fn frame(source_id: &str, sequence: u64, deployments: Vec<DeploymentFrame>) -> F
 
 /// A meter of one bucket and the log that it writes.
 #[derive(Clone, Default)]
-struct Meter {
+struct BucketMeter {
     usage: Usage,
     log: Vec<Record>,
 }
 
-impl Meter {
+impl BucketMeter {
     fn new() -> Self {
         let mut meter = Self::default();
         for name in ["iris", "rose"] {
@@ -247,7 +247,7 @@ fn arrivals(minute: &UsageMinute) -> Vec<u64> {
 
 #[test]
 fn a_minute_closes_when_every_member_is_past_its_end() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.seconds("g1", 0..60, 2);
     meter.seconds("g2", 0..59, 1);
     assert_eq!(meter.tick(at(60)), []);
@@ -268,7 +268,7 @@ fn a_minute_closes_when_every_member_is_past_its_end() {
 
 #[test]
 fn a_silent_member_is_waited_for_by_the_grace_and_one_that_said_goodbye_is_not() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.seconds("g1", 0..60, 1);
     meter.seconds("silent", 0..30, 1);
     assert_eq!(meter.tick(at(60) + GRACE - Span::from_millis(1)), []);
@@ -283,7 +283,7 @@ fn a_silent_member_is_waited_for_by_the_grace_and_one_that_said_goodbye_is_not()
 
 #[test]
 fn a_deployment_without_traffic_and_instances_gets_no_minute_and_one_with_instances_does() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     for second in 0..60 {
         let mut with_instance = deployment("rose", 0);
         with_instance.instances.push(instance("rose-1", 0));
@@ -304,7 +304,7 @@ fn a_deployment_without_traffic_and_instances_gets_no_minute_and_one_with_instan
 
 #[test]
 fn roles_are_kept_apart_with_all_that_is_counted_of_them() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     let threshold =
         |count| BTreeMap::from([(Measure::LATENCY, BTreeMap::from([(300_000, count)]))]);
     let part = |role, arrivals, oldest| DeploymentFrame {
@@ -335,7 +335,7 @@ fn roles_are_kept_apart_with_all_that_is_counted_of_them() {
 
 #[test]
 fn time_on_an_instance_is_kept_by_role() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     let mut both = deployment("iris", 2);
     let in_flight = [(Role::LIVE, 1500), (Role::SHADOW, 700)];
     both.instances.push(InstanceFrame {
@@ -350,7 +350,7 @@ fn time_on_an_instance_is_kept_by_role() {
 
 #[test]
 fn a_frame_that_comes_again_is_not_counted_again() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     let once = frame("g1", 0, vec![deployment("iris", 7)]);
     assert_eq!(meter.count(&once), FrameOutcome::InTime);
     assert_eq!(meter.count(&once), FrameOutcome::Duplicate);
@@ -361,7 +361,7 @@ fn a_frame_that_comes_again_is_not_counted_again() {
 
 #[test]
 fn late_frames_are_gathered_into_one_correction_that_adds_to_the_minute() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.seconds("g1", 0..60, 1);
     meter.seconds("slow", 0..50, 1);
     meter.tick(at(65));
@@ -385,7 +385,7 @@ fn late_frames_are_gathered_into_one_correction_that_adds_to_the_minute() {
 
 #[test]
 fn missing_frames_are_reported_once_in_every_endpoint_of_the_bucket() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.seconds("g1", 0..20, 1);
     meter.seconds("g1", 25..40, 1);
     meter.seconds("g1", 23..24, 1);
@@ -404,7 +404,7 @@ fn missing_frames_are_reported_once_in_every_endpoint_of_the_bucket() {
 
 #[test]
 fn a_missing_frame_that_arrives_in_time_is_no_gap() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.seconds("g1", 0..20, 1);
     meter.seconds("g1", 21..60, 1);
     meter.seconds("g1", 20..21, 1);
@@ -415,7 +415,7 @@ fn a_missing_frame_that_arrives_in_time_is_no_gap() {
 
 #[test]
 fn a_minute_whose_append_failed_is_due_again_and_no_other_is_reported_twice() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     for second in 0..60 {
         let both = vec![deployment("iris", 1), deployment("rose", 1)];
         meter.count(&frame("g1", second, both));
@@ -429,7 +429,7 @@ fn a_minute_whose_append_failed_is_due_again_and_no_other_is_reported_twice() {
 
 #[test]
 fn a_successor_with_only_the_log_counts_nothing_twice() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.seconds("g1", 0..70, 1);
     meter.tick(at(70));
     let mut successor = meter.successor_by_log();
@@ -445,7 +445,7 @@ fn a_successor_with_only_the_log_counts_nothing_twice() {
 
 #[test]
 fn saved_state_that_is_older_than_the_log_counts_nothing_twice() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.seconds("g1", 0..55, 1);
     let saved = meter.save();
     meter.seconds("g1", 55..60, 1);
@@ -456,7 +456,7 @@ fn saved_state_that_is_older_than_the_log_counts_nothing_twice() {
 
 #[test]
 fn frames_lost_in_a_crash_are_reported_missing() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.seconds("g1", 0..40, 1);
     let saved = meter.save();
     meter.seconds("g1", 40..47, 1);
@@ -478,7 +478,7 @@ fn frames_lost_in_a_crash_are_reported_missing() {
 
 #[test]
 fn a_restart_after_a_goodbye_leaves_no_gap() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.seconds("g1", 0..40, 1);
     let mut goodbye = frame("g1", 40, Vec::new());
     goodbye.goodbye = true;
@@ -493,7 +493,7 @@ fn a_restart_after_a_goodbye_leaves_no_gap() {
 
 #[test]
 fn a_source_whose_clock_is_far_ahead_is_counted_in_the_present_minute() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     let mut ahead = frame("g1", 0, vec![deployment("iris", 4)]);
     ahead.start = at(1_000_000);
     meter.usage.count(&ahead, at(30));
@@ -504,7 +504,7 @@ fn a_source_whose_clock_is_far_ahead_is_counted_in_the_present_minute() {
 
 #[test]
 fn very_many_instances_are_reported_in_several_events_that_fit() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     for second in 0..60 {
         let mut many = deployment("iris", 1);
         let id = |n| format!("{}-{}-{n:012}", "e".repeat(32), "d".repeat(32));
@@ -536,7 +536,7 @@ fn very_many_instances_are_reported_in_several_events_that_fit() {
 
 #[test]
 fn an_unreadable_frame_is_reported_missing() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.seconds("g1", 0..20, 1);
     let unreadable = |second| FrameHeader::from(&frame("g1", second, Vec::new()));
     for second in [20, 22, 20] {
@@ -609,7 +609,7 @@ proptest! {
     fn every_frame_is_counted_once_or_reported_missing(
         seconds in prop::collection::vec(((delivery(), delivery()), fault(), any::<bool>()), 1..200),
     ) {
-        let mut meter = Meter::new();
+        let mut meter = BucketMeter::new();
         let mut saved = meter.save();
         let mut since_saved: Vec<Frame> = Vec::new();
         let mut later: BTreeMap<usize, Vec<Frame>> = BTreeMap::new();
@@ -710,7 +710,7 @@ proptest! {
 
 #[test]
 fn a_successor_reports_only_gaps_that_its_predecessor_cannot_have_reported() {
-    let mut first = Meter::new();
+    let mut first = BucketMeter::new();
     first.seconds("g", 0..60, 1);
     first.tick(at(61));
     // Seconds 60 to 69 were counted by an owner that did not report them; frames from 70 on arrive
@@ -727,7 +727,7 @@ fn a_successor_reports_only_gaps_that_its_predecessor_cannot_have_reported() {
 
 #[test]
 fn frames_of_an_unknown_source_are_no_usage() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     for second in 0..60 {
         let recorded = frame("g1", second, vec![deployment("iris", 2)]);
         let source = Source {

@@ -224,7 +224,7 @@ impl Descriptors {
         self.0.shortage_ms.store(self.now_ms(), Ordering::Relaxed);
         if self.should_warn(Instant::now()) {
             let advice = self.advice(error);
-            tracing::warn!(%error, "out of descriptors: {what} is delayed and retried, refusing clients meanwhile: {advice}");
+            tracing::warn!(%error, delayed = what, advice, "out of descriptors, refusing clients");
         }
     }
 
@@ -235,7 +235,8 @@ impl Descriptors {
             let advice = self.advice(&Errno::MFILE.into());
             tracing::warn!(
                 clients,
-                "refusing clients, remaining descriptors are reserved for instances and control: {advice}"
+                advice,
+                "refusing clients, remaining descriptors are reserved for instances and control"
             );
         }
     }

@@ -24,7 +24,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use serde::{Deserialize, Serialize};
-use store::{Commit, Entry, RowQuery, Store, StoreError, Unreadable};
+use store::{Commit, LogEntry, RowQuery, Store, StoreError, Unreadable};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -128,7 +128,7 @@ pub async fn history(
     store: Store,
     key: EndpointKey,
     to: Position,
-) -> Result<Vec<Entry>, StoreError> {
+) -> Result<Vec<LogEntry>, StoreError> {
     let mut entries = Vec::new();
     let mut after = Position::START;
     loop {
@@ -140,10 +140,10 @@ pub async fn history(
                 return Ok(entries);
             }
             let is_ours = match &entry {
-                Entry::Record(record) => {
+                LogEntry::Record(record) => {
                     !is_parking_event(record) && record.endpoint().as_ref() == Some(&key)
                 }
-                Entry::Unreadable(unreadable) => endpoint_of(unreadable).as_ref() == Some(&key),
+                LogEntry::Unreadable(unreadable) => endpoint_of(unreadable).as_ref() == Some(&key),
             };
             if is_ours {
                 entries.push(entry);
@@ -480,7 +480,7 @@ pub fn stream(key: &EndpointKey) -> StreamName {
 pub fn rebuild(
     parking: &mut Parking,
     key: &EndpointKey,
-    entries: Vec<Entry>,
+    entries: Vec<LogEntry>,
     now: Timestamp,
     mut apply: impl FnMut(&Arc<Record>),
 ) -> bool {
@@ -490,11 +490,11 @@ pub fn rebuild(
             continue;
         }
         match entry {
-            Entry::Unreadable(unreadable) => {
+            LogEntry::Unreadable(unreadable) => {
                 parking.park_unreadable(&unreadable, now);
                 return false;
             }
-            Entry::Record(record) => {
+            LogEntry::Record(record) => {
                 if let Err(detail) = catch_panic(|| apply(&record)) {
                     parking.park(key, record.position, record.event.type_name(), &detail, now);
                     return false;

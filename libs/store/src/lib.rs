@@ -9,6 +9,8 @@
 //! `writing` (the single writer task), `log` (the handle), `maintenance` (operations on an entire
 //! store). `tests/tidy.rs` rejects import cycles.
 
+#![warn(missing_docs, clippy::missing_errors_doc)]
+
 mod archive;
 mod log;
 mod maintenance;
@@ -38,7 +40,7 @@ pub use model::chain::ChainHead;
 pub use model::commit::{Append, Commit, Committed, CursorMove, Fence, IdempotencyKey};
 pub use model::error::{CommitError, Failure, StoreError};
 pub use model::kinds::belongs;
-pub use model::raw::{Entry, Unreadable, decode};
+pub use model::raw::{LogEntry, Unreadable, decode};
 pub use model::rows::{PAGE_ROWS_MAX, Projector, Row, RowQuery};
 pub use model::snapshot::{
     PartHash, Snapshot, SnapshotChange, SnapshotMeta, part_hash, snapshot_hash,

@@ -10,7 +10,7 @@ use contract::events::{AccessRevoked, Event};
 use contract::ids::Position;
 use contract::log::{NewEvent, Record, StreamKind, StreamName};
 use contract::time::Timestamp;
-use store::{Append, Commit, Entry, PageQuery, PageReader, Store};
+use store::{Append, Commit, LogEntry, PageQuery, PageReader, Store};
 use support::database::*;
 
 /// Kinds that another reader does not want, either.
@@ -27,14 +27,14 @@ fn query(after: u64, limit: usize) -> PageQuery<'static> {
     }
 }
 
-async fn entries(reader: &mut PageReader, query: PageQuery<'_>) -> Vec<Entry> {
+async fn entries(reader: &mut PageReader, query: PageQuery<'_>) -> Vec<LogEntry> {
     reader.read(&query).await.unwrap().decode().await.unwrap()
 }
 
 async fn records(reader: &mut PageReader, query: PageQuery<'_>) -> Vec<Arc<Record>> {
     let record = |entry| match entry {
-        Entry::Record(record) => record,
-        Entry::Unreadable(unreadable) => panic!("{unreadable:?}"),
+        LogEntry::Record(record) => record,
+        LogEntry::Unreadable(unreadable) => panic!("{unreadable:?}"),
     };
     let entries = entries(reader, query).await;
     entries.into_iter().map(record).collect()
@@ -163,10 +163,10 @@ async fn each_reader_gets_the_kinds_that_it_wants(db: TestDatabase) {
     let with = entries(&mut other, query(0, 10)).await;
     let kept = with.iter().filter(|entry| {
         let shared = |record: &Arc<Record>| without.iter().any(|other| Arc::ptr_eq(record, other));
-        matches!(entry, Entry::Record(record) if shared(record))
+        matches!(entry, LogEntry::Record(record) if shared(record))
     });
     assert_eq!((with.len(), kept.count()), (10, 8));
-    assert!(matches!(with[5], Entry::Unreadable(_)));
+    assert!(matches!(with[5], LogEntry::Unreadable(_)));
 }
 
 support::suite! {

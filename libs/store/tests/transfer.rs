@@ -7,7 +7,7 @@ mod support;
 use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use store::{
-    Commit, CursorMove, Entry, IdempotencyKey, POSITIONS_SKIPPED, RawRecord, Store, StoreError,
+    Commit, CursorMove, IdempotencyKey, LogEntry, POSITIONS_SKIPPED, RawRecord, Store, StoreError,
     append_raw, backup, copy, log_hash, rebuild, skip_positions_above, verify,
 };
 use support::database::*;
@@ -331,9 +331,9 @@ async fn an_unreadable_event_does_not_hide_the_others(db: TestDatabase) {
         .unwrap();
     assert_eq!(all, of_bucket);
     let [
-        Entry::Record(first),
-        Entry::Unreadable(bad),
-        Entry::Record(third),
+        LogEntry::Record(first),
+        LogEntry::Unreadable(bad),
+        LogEntry::Record(third),
     ] = &all[..]
     else {
         panic!("{all:?}");

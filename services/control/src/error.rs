@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use contract::problem::{Finding, Problem};
-use domain::endpoint::commands::Refusal;
+use domain::endpoint::commands::CommandRefusal;
 use http::{HeaderValue, StatusCode, header};
 use store::{CommitError, StoreError};
 
@@ -100,13 +100,13 @@ impl IntoResponse for ApiError {
     }
 }
 
-impl From<Refusal> for ApiError {
-    fn from(refusal: Refusal) -> Self {
+impl From<CommandRefusal> for ApiError {
+    fn from(refusal: CommandRefusal) -> Self {
         match refusal {
-            Refusal::NotFound(detail) => Self::not_found(detail),
-            Refusal::Invalid(findings) => Self::invalid(findings),
-            Refusal::Conflict { code, detail } => Self::conflict(code, detail),
-            Refusal::PreconditionFailed(detail) => Self::new(
+            CommandRefusal::NotFound(detail) => Self::not_found(detail),
+            CommandRefusal::Invalid(findings) => Self::invalid(findings),
+            CommandRefusal::Conflict { code, detail } => Self::conflict(code, detail),
+            CommandRefusal::PreconditionFailed(detail) => Self::new(
                 StatusCode::PRECONDITION_FAILED,
                 "precondition-failed",
                 detail,

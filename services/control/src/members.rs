@@ -17,7 +17,7 @@ use domain::members::{MemberWatch, Members};
 use runtime::health::Component;
 use runtime::lease;
 use runtime::retry::retry_while_unavailable;
-use store::{Append, Commit, CommitError, Committed, Entry, Fence, StoreError};
+use store::{Append, Commit, CommitError, Committed, Fence, LogEntry, StoreError};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -153,19 +153,19 @@ impl MemberRecorder {
                 store.read_bucket_entries(Bucket::GLOBAL, after, PAGE)
             };
             let page = retry_while_unavailable(&self.component, read).await?;
-            let Some(last) = page.last().map(Entry::position) else {
+            let Some(last) = page.last().map(LogEntry::position) else {
                 return Ok(());
             };
             self.read_position = last;
             for entry in &page {
                 match entry {
-                    Entry::Record(record) => self.members.apply(record),
-                    Entry::Unreadable(unreadable) if unreadable.stream == stream.as_str() => {
+                    LogEntry::Record(record) => self.members.apply(record),
+                    LogEntry::Unreadable(unreadable) if unreadable.stream == stream.as_str() => {
                         let (position, detail) = (unreadable.position, &unreadable.detail);
                         tracing::error!(%position, detail, "skipping unreadable member event");
                         self.members.skip(position, unreadable.version);
                     }
-                    Entry::Unreadable(_) => {}
+                    LogEntry::Unreadable(_) => {}
                 }
             }
         }

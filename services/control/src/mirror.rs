@@ -6,7 +6,7 @@
 use contract::events::Event;
 use contract::problem::Finding;
 use domain::endpoint::Endpoint;
-use domain::endpoint::commands::{Command, Refusal};
+use domain::endpoint::commands::{Command, CommandRefusal};
 
 const UNSUPPORTED: &str =
     "requests are not copied to other deployments yet: leave `mirror` out, or set the share to 0";
@@ -16,7 +16,7 @@ pub fn refuse_new_shares(
     before: Option<&Endpoint>,
     command: &Command,
     events: Vec<Event>,
-) -> Result<Vec<Event>, Refusal> {
+) -> Result<Vec<Event>, CommandRefusal> {
     let base = match command {
         Command::PutEndpoint { .. } => "/spec/mirror",
         _ => "/mirror",
@@ -37,6 +37,6 @@ pub fn refuse_new_shares(
         .collect();
     match findings.is_empty() {
         true => Ok(events),
-        false => Err(Refusal::Invalid(findings)),
+        false => Err(CommandRefusal::Invalid(findings)),
     }
 }

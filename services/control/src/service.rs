@@ -211,7 +211,7 @@ impl App {
         let sealed = &endpoint.keys.primary.sealed;
         if self.seal.unseal(sealed, &context).is_err() {
             let problem = "the seal key cannot open the stored keys; give every replica of control the same one, in PENSTOCK_SEAL_KEY (env:NAME or file:PATH) or as seal.key in its data folder";
-            tracing::error!(endpoint = %endpoint.name, "{problem}");
+            tracing::error!(endpoint = %endpoint.name, problem, "stored keys cannot be opened");
             let component = self.deps.health.component("seal");
             component.set_warning(Some(problem.to_owned()));
             component.ready();

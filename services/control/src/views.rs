@@ -44,7 +44,7 @@ use crate::metrics::{ConditionLabels, ControlMetrics, DeploymentLabels, Instance
 use crate::reactor;
 use crate::routes::{REPUBLISH_INTERVAL, RoutePublisher};
 use fold::{RowFilter, ViewsFold};
-use owned::{OwnedBucket, RowBatch};
+use owned::{ProjectedBucket, RowBatch};
 pub use projector::ViewsProjector;
 
 pub const CONSUMER: &str = "views";
@@ -97,7 +97,7 @@ pub struct ViewsConsumer {
     global: Projection,
     progress: watch::Sender<Progress>,
     row_filter: RowFilter,
-    owned: BTreeMap<Bucket, OwnedBucket>,
+    owned: BTreeMap<Bucket, ProjectedBucket>,
     routes: Arc<RoutePublisher>,
     /// Endpoints whose routes and states may have changed.
     touched: BTreeSet<EndpointKey>,
@@ -328,7 +328,7 @@ impl ViewsConsumer {
 
     async fn handle_caught_up(&mut self) -> Result<(), StoreError> {
         self.row_filter.end_history();
-        let behind = |(bucket, owned): (&Bucket, &OwnedBucket)| {
+        let behind = |(bucket, owned): (&Bucket, &ProjectedBucket)| {
             (self.folded_position(*bucket) > owned.cursor).then_some(*bucket)
         };
         let behind: Vec<Bucket> = self.owned.iter().filter_map(behind).collect();

@@ -176,9 +176,9 @@ struct EndlessLog {
     closed: Option<mpsc::UnboundedSender<()>>,
 }
 
-struct LogReader(Option<mpsc::UnboundedSender<()>>);
+struct EndlessLogReader(Option<mpsc::UnboundedSender<()>>);
 
-impl Drop for LogReader {
+impl Drop for EndlessLogReader {
     fn drop(&mut self) {
         self.0.iter().for_each(|closed| closed.send(()).unwrap());
     }
@@ -191,9 +191,10 @@ impl LogSource for EndlessLog {
         _of: &DeploymentRef,
         _query: LogQuery,
     ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, SourceError> {
-        let lines = futures::stream::unfold(LogReader(self.closed.clone()), |reader| async move {
-            Some((Ok(Bytes::from_static(&[b'\n'; 65_536])), reader))
-        });
+        let lines =
+            futures::stream::unfold(EndlessLogReader(self.closed.clone()), |reader| async move {
+                Some((Ok(Bytes::from_static(&[b'\n'; 65_536])), reader))
+            });
         Ok(lines.boxed())
     }
 }

@@ -91,7 +91,7 @@ pub struct Meter {
 
 /// In-memory state; what is not in the log is saved to the history.
 struct State {
-    buckets: BTreeMap<Bucket, OwnedBucket>,
+    buckets: BTreeMap<Bucket, MeteredBucket>,
     panes: Panes,
     ready: ReadyChanges,
     saved_at: Timestamp,
@@ -103,7 +103,7 @@ struct State {
 }
 
 /// A bucket owned by this meter.
-struct OwnedBucket {
+struct MeteredBucket {
     fence: Fence,
     usage: Usage,
     is_caught_up: bool,
@@ -274,7 +274,7 @@ impl Meter {
                 usage.restore_endpoint(key, &entry.state.usage);
             }
         }
-        let owned = OwnedBucket {
+        let owned = MeteredBucket {
             is_taken_over,
             redeliver_from: saved_at.map(|at| before(at, REDELIVERY_MARGIN)),
             redelivery: None,
@@ -289,7 +289,7 @@ impl Meter {
     /// While history is read, no frame is counted, and only minutes that were restored open are reduced by what
     /// the log has: usage before the first of them is read without its slices. Later all slices matter.
     fn slices_from(&self) -> Timestamp {
-        let from = |owned: &OwnedBucket| match owned.is_caught_up {
+        let from = |owned: &MeteredBucket| match owned.is_caught_up {
             true => Timestamp::MIN,
             false => owned.usage.oldest_open().unwrap_or(Timestamp::MAX),
         };
@@ -582,7 +582,7 @@ impl Meter {
     }
 }
 
-impl OwnedBucket {
+impl MeteredBucket {
     /// Whether redelivered frames may still arrive.
     fn is_redelivering(&self, now: Timestamp) -> bool {
         self.redelivery
@@ -618,7 +618,7 @@ fn before(at: Timestamp, span: Span) -> Timestamp {
 
 fn bucket_save(
     bucket: Bucket,
-    owned: &OwnedBucket,
+    owned: &MeteredBucket,
     ready: &ReadyChanges,
     now: Timestamp,
 ) -> Option<(Bucket, BucketSave)> {

@@ -11,7 +11,7 @@ use super::{Endpoint, FollowUps, Task};
 use crate::installation::SharedState;
 
 impl Endpoint {
-    /// Schedules the node's reports after an order.
+    /// Schedules the node's reports after a request.
     pub(super) fn schedule_node_reports(
         &mut self,
         event: &Event,

@@ -38,7 +38,7 @@ pub enum ClientError {
     )]
     Gateway { server: String },
     #[error("{}", refusal(.0))]
-    Refused(Box<Refusal>),
+    Refused(Box<ProblemResponse>),
     #[error("the answer of {url} cannot be read: {reason}")]
     Unreadable {
         url: String,
@@ -51,13 +51,13 @@ pub enum ClientError {
 
 /// A response other than 2xx.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct ProblemResponse {
     pub status: u16,
     pub problem: Problem,
 }
 
 /// Formats a problem document for people: the detail, then one line per fault with its field.
-pub fn refusal(refusal: &Refusal) -> String {
+pub fn refusal(refusal: &ProblemResponse) -> String {
     let problem = &refusal.problem;
     let mut text = if problem.detail.is_empty() {
         format!("{} ({})", problem.title, refusal.status)
@@ -353,7 +353,7 @@ fn refused(status: u16, text: &str) -> ClientError {
             errors: Vec::new(),
         }
     });
-    ClientError::Refused(Box::new(Refusal { status, problem }))
+    ClientError::Refused(Box::new(ProblemResponse { status, problem }))
 }
 
 fn excerpt(text: &str) -> String {

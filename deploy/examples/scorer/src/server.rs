@@ -59,7 +59,7 @@ struct ScoreAnswer {
 }
 
 #[derive(Serialize)]
-struct Refusal {
+struct ErrorAnswer {
     error: String,
 }
 
@@ -201,7 +201,7 @@ fn json(status: StatusCode, body: Vec<u8>) -> Response<Full<Bytes>> {
 }
 
 fn refusal(status: StatusCode, error: String) -> Response<Full<Bytes>> {
-    let body = serde_json::to_vec(&Refusal { error }).unwrap_or_default();
+    let body = serde_json::to_vec(&ErrorAnswer { error }).unwrap_or_default();
     json(status, body)
 }
 

@@ -30,7 +30,7 @@ use contract::ids::InstanceId;
 use contract::time::Timestamp;
 
 pub use marks::MARK_EVERY;
-pub use read::{LogReader, logs};
+pub use read::{OutputReader, logs};
 pub(crate) use rotate::sweep;
 pub use tail::{TailLimits, TailSearch};
 

@@ -21,7 +21,7 @@ const CHUNK_LINES_MAX: usize = 4096;
 /// Reads the output of a deployment: existing lines first, then new ones. Holds no file open between
 /// reads and never blocks for long; to follow, read again after a while.
 #[derive(Debug)]
-pub struct LogReader {
+pub struct OutputReader {
     pub(super) folder: PathBuf,
     since: Option<Timestamp>,
     instance: Option<InstanceId>,
@@ -41,8 +41,8 @@ pub fn logs(
     deployment: &DeploymentRef,
     since: Option<Timestamp>,
     instance: Option<InstanceId>,
-) -> LogReader {
-    LogReader {
+) -> OutputReader {
+    OutputReader {
         folder: folder(data, &deployment.to_string()),
         since,
         instance,
@@ -53,7 +53,7 @@ pub fn logs(
     }
 }
 
-impl LogReader {
+impl OutputReader {
     /// Starts a search for the position of the last lines written so far.
     ///
     /// # Errors

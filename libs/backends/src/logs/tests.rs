@@ -54,7 +54,7 @@ impl Logs {
         sweep(self.data.path(), &self.in_use, LIMITS, now).unwrap();
     }
 
-    fn reader(&self, since: Option<Timestamp>) -> LogReader {
+    fn reader(&self, since: Option<Timestamp>) -> OutputReader {
         logs(self.data.path(), &"iris/blue".parse().unwrap(), since, None)
     }
 }
@@ -206,7 +206,7 @@ fn lines(lines: usize) -> TailLimits {
 }
 
 /// Returns the last lines, and the reader positioned after them.
-fn tail(mut reader: LogReader, limits: TailLimits) -> (Vec<String>, LogReader) {
+fn tail(mut reader: OutputReader, limits: TailLimits) -> (Vec<String>, OutputReader) {
     let mut tail = reader.tail(limits).unwrap();
     while tail.step().unwrap() {}
     let announced = tail.lines();
@@ -229,7 +229,7 @@ fn numbers(range: std::ops::Range<u32>) -> Vec<String> {
 }
 
 /// Reads everything in chunks, as a server does.
-fn read_all(reader: &mut LogReader) -> Vec<String> {
+fn read_all(reader: &mut OutputReader) -> Vec<String> {
     let mut lines_read = Vec::new();
     for _ in 0..1000 {
         match reader.read(1000).unwrap() {

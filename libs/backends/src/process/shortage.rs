@@ -70,7 +70,9 @@ impl Default for ResourceLimits {
             blocking_max: 32,
             held_descriptors: Arc::default(),
             held_descriptors_max: usize::MAX,
-            listener: Arc::new(|what, error| tracing::warn!(%error, "{what} is delayed, retrying")),
+            listener: Arc::new(
+                |what, error| tracing::warn!(%error, delayed = what, "out of descriptors, retrying"),
+            ),
         }
     }
 }

@@ -37,7 +37,7 @@ pub(super) fn watch(
             match runtime.block_on(shared.topics.ensure(&shared.config, &admin)) {
                 Ok(warning) => {
                     if let Some(warning) = &warning {
-                        tracing::warn!("{warning}");
+                        tracing::warn!(warning, "Kafka may lose events");
                     }
                     *lock(&shared.warning) = warning;
                     break;
@@ -107,7 +107,7 @@ struct ProblemReporter<'a> {
 impl ProblemReporter<'_> {
     fn set(&mut self, why: &str) {
         let since = *self.since.get_or_insert_with(|| {
-            tracing::warn!("{why}");
+            tracing::warn!(problem = why, "Kafka unavailable");
             now()
         });
         *lock(&self.shared.problem) = Some(format!("{why}, since {since}"));
@@ -115,7 +115,8 @@ impl ProblemReporter<'_> {
 
     fn clear(&mut self) {
         if self.since.take().is_some() {
-            tracing::info!("Kafka at {} is reachable", self.shared.config.brokers);
+            let brokers = &self.shared.config.brokers;
+            tracing::info!(brokers, "Kafka available");
         }
         *lock(&self.shared.problem) = None;
     }

@@ -362,7 +362,8 @@ pub(super) fn skip_message(shared: &Shared, message: &BorrowedMessage<'_>, why: 
         topic = message.topic(),
         partition = message.partition(),
         offset = message.offset(),
-        "skipping a foreign message: {why}"
+        why,
+        "skipping a foreign message"
     );
 }
 

@@ -140,7 +140,7 @@ pub struct Context {
 
 /// Why a command is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum CommandRefusal {
     /// Its subject does not exist; the message says what to look for.
     #[error("{0}")]
     NotFound(String),
@@ -160,13 +160,13 @@ pub enum Refusal {
     PreconditionFailed(String),
 }
 
-type CommandResult = Result<Vec<Event>, Refusal>;
+type CommandResult = Result<Vec<Event>, CommandRefusal>;
 
 /// Returns the events that a command leads to, in order; none if it changes nothing.
 ///
 /// # Errors
 ///
-/// A [`Refusal`], for whoever gave the command.
+/// A [`CommandRefusal`], for whoever gave the command.
 pub fn decide(state: Option<&Endpoint>, command: &Command, context: &Context) -> CommandResult {
     context.check(state, command)?;
     match command {
@@ -242,7 +242,7 @@ pub fn decide(state: Option<&Endpoint>, command: &Command, context: &Context) ->
 }
 
 impl Context {
-    fn check(&self, state: Option<&Endpoint>, command: &Command) -> Result<(), Refusal> {
+    fn check(&self, state: Option<&Endpoint>, command: &Command) -> Result<(), CommandRefusal> {
         let current = revision(state, command);
         let wanted = match (self.precondition, current) {
             (Precondition::None, _)
@@ -257,7 +257,7 @@ impl Context {
         let detail = format!(
             "the document was expected to be {wanted}, but {current}; read it again and retry"
         );
-        Err(Refusal::PreconditionFailed(detail))
+        Err(CommandRefusal::PreconditionFailed(detail))
     }
 }
 
@@ -285,21 +285,21 @@ fn revision(state: Option<&Endpoint>, command: &Command) -> Option<u64> {
 fn existing_endpoint<'a>(
     state: Option<&'a Endpoint>,
     context: &Context,
-) -> Result<&'a Endpoint, Refusal> {
+) -> Result<&'a Endpoint, CommandRefusal> {
     state.ok_or_else(|| {
         let name = &context.endpoint;
-        Refusal::NotFound(format!("there is no endpoint `{name}`; create it first, or look for its name with `penstock get endpoints`"))
+        CommandRefusal::NotFound(format!("there is no endpoint `{name}`; create it first, or look for its name with `penstock get endpoints`"))
     })
 }
 
 fn live_endpoint<'a>(
     state: Option<&'a Endpoint>,
     context: &Context,
-) -> Result<&'a Endpoint, Refusal> {
+) -> Result<&'a Endpoint, CommandRefusal> {
     let endpoint = existing_endpoint(state, context)?;
     if endpoint.state == ProvisioningState::Deleting {
         let name = &endpoint.name;
-        return Err(Refusal::Conflict {
+        return Err(CommandRefusal::Conflict {
             code: "being-deleted",
             detail: format!(
                 "endpoint `{name}` is being deleted; wait until it is gone, then create it again"
@@ -309,9 +309,9 @@ fn live_endpoint<'a>(
     Ok(endpoint)
 }
 
-fn deployment_not_found(endpoint: &Endpoint, deployment: &Name) -> Refusal {
+fn deployment_not_found(endpoint: &Endpoint, deployment: &Name) -> CommandRefusal {
     let endpoint = &endpoint.name;
-    Refusal::NotFound(format!(
+    CommandRefusal::NotFound(format!(
         "there is no deployment `{endpoint}/{deployment}`; create it first"
     ))
 }
@@ -319,14 +319,14 @@ fn deployment_not_found(endpoint: &Endpoint, deployment: &Name) -> Refusal {
 fn live_deployment<'a>(
     endpoint: &'a Endpoint,
     name: &Name,
-) -> Result<(&'a Deployment, DeploymentEvent), Refusal> {
+) -> Result<(&'a Deployment, DeploymentEvent), CommandRefusal> {
     let deployment = endpoint
         .deployments
         .get(name)
         .ok_or_else(|| deployment_not_found(endpoint, name))?;
     if deployment.state == ProvisioningState::Deleting {
         let endpoint = &endpoint.name;
-        return Err(Refusal::Conflict {
+        return Err(CommandRefusal::Conflict {
             code: "being-deleted",
             detail: format!(
                 "deployment `{endpoint}/{name}` is being deleted; wait until it is gone, then create it again"
@@ -339,11 +339,11 @@ fn live_deployment<'a>(
     Ok((deployment, of))
 }
 
-fn refuse_invalid(findings: Vec<Finding>) -> Result<(), Refusal> {
+fn refuse_invalid(findings: Vec<Finding>) -> Result<(), CommandRefusal> {
     if findings.is_empty() {
         return Ok(());
     }
-    Err(Refusal::Invalid(findings))
+    Err(CommandRefusal::Invalid(findings))
 }
 
 fn put_endpoint(
@@ -361,7 +361,7 @@ fn put_endpoint(
     };
     let Some(_) = state else {
         if context.other_endpoints >= ENDPOINTS_MAX {
-            return Err(Refusal::Conflict {
+            return Err(CommandRefusal::Conflict {
                 code: "limit-reached",
                 detail: format!(
                     "there are {ENDPOINTS_MAX} endpoints, the maximum; delete one that is no longer used"
@@ -510,7 +510,7 @@ fn put_deployment(
 ) -> CommandResult {
     if !endpoint.deployments.contains_key(name) {
         if endpoint.deployments.len() >= DEPLOYMENTS_PER_ENDPOINT_MAX {
-            return Err(Refusal::Conflict {
+            return Err(CommandRefusal::Conflict {
                 code: "limit-reached",
                 detail: format!(
                     "endpoint `{}` has {DEPLOYMENTS_PER_ENDPOINT_MAX} deployments, the maximum; delete one that is no longer used",
@@ -560,7 +560,7 @@ fn delete_deployment(endpoint: &Endpoint, name: &Name) -> CommandResult {
     }
     for (shares, what) in [(&endpoint.traffic, "live"), (&endpoint.mirror, "copied")] {
         if let Some(share) = shares.get(name) {
-            return Err(Refusal::Conflict {
+            return Err(CommandRefusal::Conflict {
                 code: "has-traffic",
                 detail: format!(
                     "deployment `{}/{name}` gets {share} % of {what} traffic; set its share to 0 first",
@@ -590,7 +590,10 @@ fn put_autoscale(
             "the target is `{}`, but the document was sent for `{target}`; make them equal",
             spec.target
         );
-        return Err(Refusal::Invalid(vec![Finding::new("/spec/target", detail)]));
+        return Err(CommandRefusal::Invalid(vec![Finding::new(
+            "/spec/target",
+            detail,
+        )]));
     }
     let (deployment, of) = live_deployment(endpoint, name)?;
     refuse_invalid(documents::autoscale_findings(spec, zones))?;
@@ -609,7 +612,7 @@ fn put_autoscale(
 fn delete_autoscale(endpoint: &Endpoint, name: &Name) -> CommandResult {
     let (deployment, of) = live_deployment(endpoint, name)?;
     if deployment.autoscale.is_none() {
-        return Err(Refusal::NotFound(format!(
+        return Err(CommandRefusal::NotFound(format!(
             "there is no Autoscale for `{}/{name}`; nothing was removed",
             endpoint.name
         )));

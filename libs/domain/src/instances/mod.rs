@@ -40,7 +40,7 @@ pub struct Instance {
     pub deployment_uid: Uid,
     /// The deployment's instance revision.
     pub revision: u64,
-    /// Generation of the latest order.
+    /// Generation of the latest request about it.
     pub generation: u64,
     /// Id of the node that it runs on.
     pub node: String,
@@ -62,10 +62,10 @@ pub struct Instance {
     pub started_at: Option<Timestamp>,
     /// When it first became ready.
     pub ready_at: Option<Timestamp>,
-    /// The order to drain it, if given.
+    /// The request to drain it, if there is one.
     pub draining: Option<Draining>,
-    /// The order to remove it, if given.
-    pub removal: Option<Removal>,
+    /// The request to remove it, if there is one.
+    pub removal: Option<RemovalRequest>,
     /// The latest detail that its node reported, for people; empty if none.
     pub detail: String,
     /// Why it fails its liveness probe and has to be replaced, if so.
@@ -73,7 +73,7 @@ pub struct Instance {
     pub unhealthy: Option<String>,
 }
 
-/// The reported phase of an instance; draining and removal are orders and are kept separately.
+/// The reported phase of an instance; draining and removal are requests and are kept separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
@@ -87,13 +87,13 @@ pub enum Phase {
     Failed,
 }
 
-/// An order to send no new requests to an instance.
+/// A request to drain an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Draining {
-    /// Position of the order; a gateway whose routes have reached it sends no new requests.
+    /// Position of the request; a gateway whose routes have reached it sends the instance nothing new.
     pub position: Position,
-    /// When it was given.
+    /// When it was made.
     pub since: Timestamp,
     /// How long requests may take to finish before the instance is stopped regardless.
     pub timeout: Span,
@@ -101,15 +101,15 @@ pub struct Draining {
     pub reason: RemovalReason,
 }
 
-/// An order to remove an instance.
+/// A request to remove an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Removal {
-    /// Generation of the order.
+pub struct RemovalRequest {
+    /// Generation of the request.
     pub generation: u64,
     /// Time from the termination signal to the kill signal.
     pub grace: Span,
-    /// When it was first given.
+    /// When it was made.
     pub since: Timestamp,
 }
 
@@ -153,14 +153,14 @@ pub enum InstanceState {
     Ready,
     /// Finishing its requests before it is removed.
     Draining,
-    /// Ended as ordered.
+    /// Ended because its removal was requested.
     Stopped,
     /// Exited by itself, or never started.
     Failed,
 }
 
 impl Instance {
-    /// Derives the state from phase and orders.
+    /// Derives the state from the phase and from requests to drain or remove it.
     pub fn state(&self) -> InstanceState {
         match self.phase {
             Phase::Failed => InstanceState::Failed,
@@ -327,7 +327,7 @@ impl Instance {
             }
             Event::InstanceRemovalRequested(removal) => {
                 self.generation = removal.generation;
-                self.removal = Some(Removal {
+                self.removal = Some(RemovalRequest {
                     generation: removal.generation,
                     grace: removal.grace,
                     since: record.time,

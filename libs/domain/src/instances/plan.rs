@@ -1,8 +1,8 @@
-//! Plans the next orders for single instances from what was decided and what runs.
+//! Plans the next requests about single instances from what was decided and what runs.
 //!
 //! Level-triggered: the plan is a function of the complete state, so nothing is lost if a
-//! predecessor handled an event, and planning twice orders nothing twice. Every order contains all
-//! that a node needs; nodes make no choices.
+//! predecessor handled an event, and planning twice requests nothing twice. Every request contains
+//! all that a node needs; nodes make no choices.
 
 use std::collections::BTreeMap;
 
@@ -63,7 +63,7 @@ impl PlanContext<'_> {
     }
 }
 
-/// Returns the next orders for one endpoint, as events for its stream `instances/…`.
+/// Returns the next requests about the instances of one endpoint, as events for its stream `instances/…`.
 pub fn plan(
     name: &Name,
     endpoint: Option<&Endpoint>,
@@ -71,15 +71,15 @@ pub fn plan(
     context: &PlanContext<'_>,
     new_id: &mut dyn FnMut() -> Uuid,
 ) -> Vec<Event> {
-    let mut orders = Vec::new();
+    let mut requests = Vec::new();
     for instance in instances.instances.values() {
         if let Some(reason) = removal_due(instance, context) {
-            orders.push(remove(instance, reason));
+            requests.push(remove(instance, reason));
         } else if instance.is_kept() && !belongs_to_live_deployment(endpoint, instance) {
-            orders.push(drain(instance, RemovalReason::Deleted, None));
+            requests.push(drain(instance, RemovalReason::Deleted, None));
         } else if instance.is_kept() && context.is_lost(instance) {
             // It may still run unseen: gateways must release it before its node may stop it.
-            orders.push(drain(instance, RemovalReason::NodeLost, None));
+            requests.push(drain(instance, RemovalReason::NodeLost, None));
         }
     }
     let mut placement = Placement::new(instances, context.members, context.own_node, context.now);
@@ -110,20 +110,20 @@ pub fn plan(
             };
             let reason = fleet.reason(granted.instances, history);
             let id = InstanceId::new(&of, new_id());
-            orders.push(request(id, &of, deployment, *granted, reason, node));
+            requests.push(request(id, &of, deployment, *granted, reason, node));
         }
         let mut drains = fleet.drains(granted.instances);
         if drains.is_empty() {
             let unhealthy = fleet.unhealthy_to_replace(granted.instances);
             drains.extend(unhealthy.map(|instance| (instance, RemovalReason::Unhealthy)));
         }
-        orders.extend(
+        requests.extend(
             drains
                 .into_iter()
                 .map(|(instance, reason)| drain(instance, reason, Some(granted.decision))),
         );
     }
-    orders
+    requests
 }
 
 /// The time before which no start is attempted; `None` while starts succeed.

@@ -29,7 +29,7 @@ fn green(mut frame: DeploymentFrame) -> DeploymentFrame {
     frame
 }
 
-impl Meter {
+impl BucketMeter {
     fn rest(&mut self, seconds: std::ops::Range<u64>) {
         for second in seconds {
             let part = resting("iris", 100, 1000 + second);
@@ -68,7 +68,7 @@ fn total<'a>(recorded: impl IntoIterator<Item = &'a UsageMinute>) -> UsageSlice 
 
 #[test]
 fn an_hour_without_a_request_is_reported_in_one_event_when_it_is_over() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     for minute in 0..60 {
         meter.rest(seconds(minute..minute + 1));
         if minute < 59 {
@@ -94,7 +94,7 @@ fn an_hour_without_a_request_is_reported_in_one_event_when_it_is_over() {
 
 #[test]
 fn an_hour_ends_even_if_no_more_frames_arrive() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.rest(seconds(0..3));
     assert_eq!(meter.tick(at(3600)), []);
     let events = meter.tick(at(3600) + GRACE);
@@ -103,7 +103,7 @@ fn an_hour_ends_even_if_no_more_frames_arrive() {
 
 #[test]
 fn a_request_ends_the_idle_span_at_its_minute() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.rest(seconds(0..10));
     assert_eq!(meter.tick(at(600)), []);
     let events = meter.serve(10);
@@ -121,7 +121,7 @@ fn a_request_ends_the_idle_span_at_its_minute() {
 
 #[test]
 fn minutes_that_end_at_once_are_reported_in_order() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     let busy = |minute| [1, 4, 5].contains(&minute);
     for second in seconds(0..8) {
         let mut part = resting("iris", 100, 1000);
@@ -141,7 +141,7 @@ fn minutes_that_end_at_once_are_reported_in_order() {
 
 #[test]
 fn a_single_minute_without_a_request_keeps_its_slices() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.serve(0);
     meter.rest(seconds(1..2));
     meter.tick(at(120));
@@ -158,7 +158,7 @@ fn a_single_minute_without_a_request_keeps_its_slices() {
 
 #[test]
 fn a_span_ends_with_its_hour() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.serve(49);
     meter.rest(seconds(50..70));
     let events = meter.tick(at(70 * 60));
@@ -169,7 +169,7 @@ fn a_span_ends_with_its_hour() {
 
 #[test]
 fn a_failed_append_of_a_busy_minute_holds_back_the_later_ones() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.rest(seconds(0..2));
     meter.tick(at(120));
     for second in seconds(2..5) {
@@ -190,7 +190,7 @@ fn a_failed_append_of_a_busy_minute_holds_back_the_later_ones() {
 
 #[test]
 fn late_frames_of_a_span_are_a_correction_and_count_once() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.rest(seconds(0..2));
     meter.rest(140..180);
     meter.tick(at(185));
@@ -212,7 +212,7 @@ fn late_frames_of_a_span_are_a_correction_and_count_once() {
 
 #[test]
 fn a_span_survives_a_restart_and_is_reported_once() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.rest(seconds(0..9));
     meter.tick(at(540));
     let saved = meter.save();
@@ -229,7 +229,7 @@ fn a_span_survives_a_restart_and_is_reported_once() {
 
 #[test]
 fn state_saved_before_there_were_spans_is_continued() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.seconds("g1", 0..110, 1);
     // As that release wrote it, with the last ten seconds late.
     assert_eq!(
@@ -251,7 +251,7 @@ fn state_saved_before_there_were_spans_is_continued() {
 
 #[test]
 fn a_successor_with_only_the_log_recounts_what_was_not_reported() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     let parts = |second: u64| {
         let mut busy = resting("iris", 100, 1000);
         busy.arrivals = 1;
@@ -299,7 +299,7 @@ fn a_successor_with_only_the_log_recounts_what_was_not_reported() {
 
 #[test]
 fn a_takeover_soon_after_the_hour_recounts_the_previous_hour() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     meter.serve(60);
     let mut successor = meter.successor_by_log();
     assert_eq!(successor.usage.taken_over(at(3700)), at(0));
@@ -307,13 +307,13 @@ fn a_takeover_soon_after_the_hour_recounts_the_previous_hour() {
     let mut successor = meter.successor_by_log();
     assert_eq!(successor.usage.taken_over(at(3800)), at(3600));
     // If nothing is reported, only the current hour may be unreported.
-    let mut successor = Meter::new();
+    let mut successor = BucketMeter::new();
     assert_eq!(successor.usage.taken_over(at(5000)), at(3600));
 }
 
 #[test]
 fn lost_minutes_that_were_held_back_are_reported_for_their_deployment() {
-    let mut meter = Meter::new();
+    let mut meter = BucketMeter::new();
     let busy = |second| {
         let mut busy = resting("iris", 100, 1000);
         busy.arrivals = 1;
@@ -347,7 +347,7 @@ fn lost_minutes_that_were_held_back_are_reported_for_their_deployment() {
 
 #[test]
 fn what_another_owner_reported_meanwhile_is_subtracted() {
-    let mut ours = Meter::new();
+    let mut ours = BucketMeter::new();
     ours.rest(seconds(0..5));
     ours.tick(at(300));
     let mut theirs = ours.successor_by_save(&ours.save());
@@ -461,7 +461,7 @@ fn frame_of(of_gateway: bool, second: u64, minute: &[Activity; 3]) -> Frame {
 /// A bucket over some minutes: the frames that arrived and what was reported of them.
 #[derive(Default)]
 struct Harness {
-    meter: Meter,
+    meter: BucketMeter,
     saved: Option<String>,
     /// In order of arrival.
     came: Vec<Frame>,
@@ -509,7 +509,7 @@ impl Harness {
     /// The usage, summed from the frames that arrived.
     fn used(&self, uid: Uid) -> UsageSlice {
         let mut once = BTreeSet::new();
-        let mut reference = Meter::default();
+        let mut reference = BucketMeter::default();
         for frame in &self.came {
             if once.insert((frame.source.clone(), frame.sequence)) {
                 let mut frame = frame.clone();
@@ -533,7 +533,7 @@ proptest! {
         deliveries in prop::collection::btree_map((0..1800u64, any::<bool>()), unreliable_delivery(), 0..60),
         faults in prop::collection::btree_map(0..1800u64, owner_fault(), 0..12),
     ) {
-        let mut harness = Harness { meter: Meter::new(), ..Harness::default() };
+        let mut harness = Harness { meter: BucketMeter::new(), ..Harness::default() };
         let mut later: BTreeMap<u64, Vec<Frame>> = BTreeMap::new();
         let mut never = BTreeSet::new();
         let mut newest: BTreeMap<Source, u64> = BTreeMap::new();

@@ -288,7 +288,7 @@ impl<F: Fold> Core<F> {
     pub fn rebuild(
         &mut self,
         key: &EndpointKey,
-        history: Vec<store::Entry>,
+        history: Vec<store::LogEntry>,
         now: Timestamp,
     ) -> Option<Vec<Applied<F::Effect>>> {
         self.remove(key);
@@ -299,7 +299,7 @@ impl<F: Fold> Core<F> {
                 continue;
             }
             match entry {
-                store::Entry::Record(record) => {
+                store::LogEntry::Record(record) => {
                     // Streams that the fold does not read are excluded here as well.
                     let kind = record.stream.kind();
                     if kind.is_some_and(|kind| !F::READS.contains(&kind)) {
@@ -317,7 +317,7 @@ impl<F: Fold> Core<F> {
                         }
                     }
                 }
-                store::Entry::Unreadable(unreadable) => {
+                store::LogEntry::Unreadable(unreadable) => {
                     self.parking.park_unreadable(&unreadable, now);
                     self.remove(key);
                     return None;

@@ -48,7 +48,7 @@ pub trait Fold: Send + Sync + 'static {
 /// The state of one endpoint, with what every consumer tracks of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Entry<S> {
+pub struct FoldedEntry<S> {
     /// The folded state.
     pub state: S,
     /// Versions of the streams that the consumer writes.
@@ -60,7 +60,7 @@ pub struct Entry<S> {
     pub recorded: Timestamp,
 }
 
-impl<S> Entry<S> {
+impl<S> FoldedEntry<S> {
     /// The version of a stream that the consumer writes; 0 for a new one.
     pub fn version(&self, stream: &StreamName) -> u64 {
         self.versions.get(stream).copied().unwrap_or(0)
@@ -71,7 +71,7 @@ impl<S> Entry<S> {
 /// values as it grows, and these are large.
 #[derive(Debug)]
 pub struct Entries<S> {
-    buckets: BTreeMap<Bucket, BTreeMap<EndpointKey, Box<Entry<S>>>>,
+    buckets: BTreeMap<Bucket, BTreeMap<EndpointKey, Box<FoldedEntry<S>>>>,
 }
 
 impl<S> Default for Entries<S> {
@@ -84,18 +84,18 @@ impl<S> Default for Entries<S> {
 
 impl<S> Entries<S> {
     /// The entry of an endpoint, if any of its events was applied.
-    pub fn get(&self, key: &EndpointKey) -> Option<&Entry<S>> {
+    pub fn get(&self, key: &EndpointKey) -> Option<&FoldedEntry<S>> {
         self.buckets.get(&key.bucket())?.get(key).map(AsRef::as_ref)
     }
 
     /// The entries of one bucket, by key.
-    pub fn of(&self, bucket: Bucket) -> impl Iterator<Item = (&EndpointKey, &Entry<S>)> {
+    pub fn of(&self, bucket: Bucket) -> impl Iterator<Item = (&EndpointKey, &FoldedEntry<S>)> {
         let of_bucket = self.buckets.get(&bucket).into_iter().flatten();
         of_bucket.map(|(key, entry)| (key, entry.as_ref()))
     }
 
     /// All entries, by bucket and key.
-    pub fn iter(&self) -> impl Iterator<Item = (&EndpointKey, &Entry<S>)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&EndpointKey, &FoldedEntry<S>)> {
         let all = self.buckets.values().flatten();
         all.map(|(key, entry)| (key, entry.as_ref()))
     }
@@ -110,7 +110,7 @@ impl<S> Entries<S> {
         self.len() == 0
     }
 
-    pub(super) fn get_or_default(&mut self, key: &EndpointKey) -> &mut Entry<S>
+    pub(super) fn get_or_default(&mut self, key: &EndpointKey) -> &mut FoldedEntry<S>
     where
         S: Default,
     {
@@ -118,7 +118,7 @@ impl<S> Entries<S> {
         of_bucket.entry(key.clone()).or_default()
     }
 
-    pub(super) fn insert(&mut self, key: EndpointKey, entry: Entry<S>) {
+    pub(super) fn insert(&mut self, key: EndpointKey, entry: FoldedEntry<S>) {
         let of_bucket = self.buckets.entry(key.bucket()).or_default();
         of_bucket.insert(key, Box::new(entry));
     }

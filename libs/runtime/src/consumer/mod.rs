@@ -36,7 +36,7 @@ use crate::parking::{self, Parking};
 use crate::retry::retry_while_unavailable;
 
 pub use self::core::{Applied, ApplyOutcome, Core};
-pub use self::fold::{Entries, Entry, Fold, SharedEntries};
+pub use self::fold::{Entries, Fold, FoldedEntry, SharedEntries};
 pub use self::snapshot::{Backlog, Draft, Initial, load};
 
 /// How long a fenced consumer waits before it reacquires the bucket: usually it just has not been
@@ -181,7 +181,7 @@ enum StoreReply<F: Fold> {
     History {
         by: Arc<Record>,
         key: EndpointKey,
-        entries: Vec<store::Entry>,
+        entries: Vec<store::LogEntry>,
     },
 }
 

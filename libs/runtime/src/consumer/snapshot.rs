@@ -14,7 +14,7 @@ use store::{
     StoreError, part_hash, snapshot_hash,
 };
 
-use super::fold::Entry;
+use super::fold::FoldedEntry;
 use crate::parking;
 
 /// The key of the part that concerns the whole bucket; other parts have the endpoint's key.
@@ -70,10 +70,10 @@ pub struct StoredSnapshot {
 pub struct Initial<S> {
     /// Everything in the bucket up to here is included.
     pub position: Position,
-    pub(super) entries: Vec<(EndpointKey, Entry<S>)>,
+    pub(super) entries: Vec<(EndpointKey, FoldedEntry<S>)>,
     pub(super) skipped: BTreeSet<Position>,
     /// Endpoints that were parked, and their history up to the position.
-    pub(super) parked: Vec<(EndpointKey, Vec<store::Entry>)>,
+    pub(super) parked: Vec<(EndpointKey, Vec<store::LogEntry>)>,
     pub(super) stored: StoredSnapshot,
 }
 
@@ -108,7 +108,7 @@ impl<S: DeserializeOwned> Initial<S> {
     /// If a part is not in this version's format; the log must be folded from its start.
     pub fn decode(
         snapshot: &Snapshot,
-        mut history: impl FnMut(&EndpointKey) -> Vec<store::Entry>,
+        mut history: impl FnMut(&EndpointKey) -> Vec<store::LogEntry>,
     ) -> serde_json::Result<Self> {
         let position = snapshot.meta.position;
         let (mut entries, mut bucket_part) = (Vec::new(), BucketPart::default());
@@ -152,7 +152,7 @@ impl Draft {
     pub(super) fn make<'a, S: Serialize + 'a>(
         position: Position,
         stored: &StoredSnapshot,
-        entries: impl Iterator<Item = (&'a EndpointKey, Option<&'a Entry<S>>)>,
+        entries: impl Iterator<Item = (&'a EndpointKey, Option<&'a FoldedEntry<S>>)>,
         parked: BTreeSet<EndpointKey>,
         skipped: BTreeSet<Position>,
     ) -> serde_json::Result<Self> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use contract::ids::{Bucket, Position};
 use contract::log::{Record, StreamKind};
 use contract::time::Timestamp;
-use store::{Entry, Store, StoreError, UndecodedPage, Unreadable};
+use store::{LogEntry, Store, StoreError, UndecodedPage, Unreadable};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::task::AbortOnDropHandle;
@@ -32,7 +32,7 @@ pub(super) fn unfiltered() -> EventFilter {
 
 /// The page after a position, of one bucket or of the whole log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct PageQuery {
+struct FeedQuery {
     bucket: Option<Bucket>,
     after: Position,
     /// Kinds of streams to exclude, and up to which position that holds.
@@ -93,7 +93,7 @@ struct Scan {
 
 /// A page that is being decoded, or why it could not be read.
 struct PendingPage {
-    query: PageQuery,
+    query: FeedQuery,
     page: JoinHandle<Result<Page, StoreError>>,
 }
 
@@ -180,7 +180,7 @@ impl StoreReader {
 
 impl Scan {
     /// Starts with this page.
-    fn start(store: Store, filter: EventFilter, query: PageQuery) -> Self {
+    fn start(store: Store, filter: EventFilter, query: FeedQuery) -> Self {
         let (sender, pages) = mpsc::channel(PAGES_AHEAD);
         Self {
             pages,
@@ -205,7 +205,7 @@ async fn read_heads(store: Store, of: Vec<Bucket>) -> Result<Heads, StoreError> 
 async fn scan(
     store: Store,
     filter: EventFilter,
-    mut query: PageQuery,
+    mut query: FeedQuery,
     pages: mpsc::Sender<PendingPage>,
 ) {
     let mut reader = store.page_reader();
@@ -261,9 +261,9 @@ fn page_query(
     slices_from: Timestamp,
     bucket: Option<Bucket>,
     after: Position,
-) -> PageQuery {
+) -> FeedQuery {
     let (excluded, valid_until) = filter(after);
-    PageQuery {
+    FeedQuery {
         bucket,
         after,
         excluded,
@@ -276,11 +276,11 @@ fn task_failed(error: JoinError) -> StoreError {
     StoreError::database(error.to_string()).caused_by(error)
 }
 
-impl From<Entry> for ReadEvent {
-    fn from(entry: Entry) -> Self {
+impl From<LogEntry> for ReadEvent {
+    fn from(entry: LogEntry) -> Self {
         let (bucket, prev, position) = match &entry {
-            Entry::Record(record) => (record.bucket, record.prev, record.position),
-            Entry::Unreadable(unreadable) => {
+            LogEntry::Record(record) => (record.bucket, record.prev, record.position),
+            LogEntry::Unreadable(unreadable) => {
                 (unreadable.bucket, unreadable.prev, unreadable.position)
             }
         };
@@ -289,8 +289,8 @@ impl From<Entry> for ReadEvent {
             prev,
             position,
             outcome: match entry {
-                Entry::Record(record) => ReadOutcome::Record(record),
-                Entry::Unreadable(unreadable) => ReadOutcome::Unreadable(Box::new(unreadable)),
+                LogEntry::Record(record) => ReadOutcome::Record(record),
+                LogEntry::Unreadable(unreadable) => ReadOutcome::Unreadable(Box::new(unreadable)),
             },
         }
     }

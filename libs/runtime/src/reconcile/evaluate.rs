@@ -10,7 +10,7 @@ use contract::time::Timestamp;
 use store::Append;
 
 use super::{CLOCK_STEP, Outputs, RETRY_AFTER, Reconciler};
-use crate::consumer::{Applied, Core, Entry, Fold};
+use crate::consumer::{Applied, Core, Fold, FoldedEntry};
 use crate::ids::Ids;
 use crate::parking::catch_panic;
 
@@ -105,7 +105,7 @@ pub struct Evaluator<R: Reconciler> {
     pending: BTreeMap<Subject, Pending>,
     due: BTreeMap<Bucket, Due>,
     /// Versions and times of what belongs to no endpoint.
-    global: Entry<()>,
+    global: FoldedEntry<()>,
 }
 
 type State<R> = <<R as Reconciler>::Fold as Fold>::State;
@@ -118,7 +118,7 @@ impl<R: Reconciler> Evaluator<R> {
             reconciler,
             pending: BTreeMap::new(),
             due: BTreeMap::new(),
-            global: Entry::default(),
+            global: FoldedEntry::default(),
         }
     }
 
@@ -200,7 +200,7 @@ impl<R: Reconciler> Evaluator<R> {
             if !core.is_caught_up(bucket) || core.fence(bucket).is_none() {
                 continue;
             }
-            let mut visit = |key: &EndpointKey, entry: &Entry<State<R>>| match self
+            let mut visit = |key: &EndpointKey, entry: &FoldedEntry<State<R>>| match self
                 .evaluate(key, entry, ids, clock)
             {
                 Ok(write) => writes.extend(write),
@@ -231,7 +231,7 @@ impl<R: Reconciler> Evaluator<R> {
     fn evaluate(
         &mut self,
         key: &EndpointKey,
-        entry: &Entry<State<R>>,
+        entry: &FoldedEntry<State<R>>,
         ids: &dyn Ids,
         clock: Timestamp,
     ) -> Result<Option<Write>, String> {
@@ -314,7 +314,7 @@ impl<R: Reconciler> Evaluator<R> {
 fn write<R: Reconciler, S>(
     subject: Subject,
     outputs: Outputs,
-    entry: &Entry<S>,
+    entry: &FoldedEntry<S>,
     ids: &dyn Ids,
     now: Timestamp,
 ) -> Option<Write> {

@@ -10,6 +10,10 @@ use crate::writing::lease::FenceChange;
 
 impl Store {
     /// Takes the fence of this name: every fence taken before is refused from now on.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be written or is closed.
     pub async fn acquire_fence(&self, name: &str) -> Result<Fence, StoreError> {
         let change = FenceChange::Take {
             name: name.to_owned(),
@@ -24,6 +28,10 @@ impl Store {
     }
 
     /// Takes many fences in one commit. Returns them in order of their names.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be written or is closed.
     pub async fn acquire_fences(&self, names: Vec<String>) -> Result<Vec<Fence>, StoreError> {
         Ok(self
             .run_exclusive(ExclusiveTask::TakeFences(names))
@@ -33,6 +41,10 @@ impl Store {
 
     /// Acquires a lease for `ttl`, or returns None while another holder has it. Earlier fences of the lease,
     /// including those of the same holder, are refused from now on.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be written or is closed.
     pub async fn acquire_lease(
         &self,
         name: &str,
@@ -54,6 +66,10 @@ impl Store {
     }
 
     /// Extends a lease. Returns false if another holder has it or may have had it.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be written or is closed. A lost lease is no error.
     pub async fn renew_lease(
         &self,
         fence: &Fence,
@@ -74,6 +90,10 @@ impl Store {
 
     /// Releases a lease so that others can acquire it at once. Does nothing if it was already taken over.
     /// The fence itself stays valid until the next holder acquires the lease.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be written or is closed.
     pub async fn release_lease(&self, fence: &Fence) -> Result<(), StoreError> {
         let change = FenceChange::Release {
             fence: fence.clone(),

@@ -16,7 +16,7 @@ use crate::archive::combined;
 use crate::log::shared_pages::SharedPage;
 use crate::log::store::{READ_LIMIT_MAX, Store};
 use crate::model::error::StoreError;
-use crate::model::raw::Entry;
+use crate::model::raw::LogEntry;
 use crate::sql::page::PageQuery;
 
 /// Usage is most of a long log, and a reader without it wants most of the rest. So these readers read the same
@@ -149,7 +149,7 @@ impl UndecodedPage {
     /// # Errors
     ///
     /// If the database did not return a valid page.
-    pub async fn decode(&self) -> Result<Vec<Entry>, StoreError> {
+    pub async fn decode(&self) -> Result<Vec<LogEntry>, StoreError> {
         let pages = &self.shared.pages;
         let mut entries = Vec::with_capacity(pages.iter().map(|page| page.count).sum());
         let Some(decoded) = &self.shared.decoded else {

@@ -36,6 +36,7 @@ pub struct Replay {
 }
 
 impl Store {
+    /// Starts to read the log above a position. Must be called within a tokio runtime.
     pub fn replay(&self, after: Position) -> Replay {
         let (sender, pages) = mpsc::channel(PAGES_AHEAD);
         let store = self.clone();

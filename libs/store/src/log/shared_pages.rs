@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use contract::ids::Position;
 use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 
-use crate::model::raw::Entry;
+use crate::model::raw::LogEntry;
 use crate::sql::page::{Page, PageQuery};
 
 /// The maximum number of pages that are kept. A reader that is further behind than that reads by itself.
@@ -34,7 +34,7 @@ pub(super) struct SharedPage {
     /// Of archives and of the table.
     pub pages: Vec<Page>,
     /// The events of each page that a reader has decoded; `None` if the page is for one reader.
-    pub decoded: Option<AsyncMutex<Vec<Vec<Option<Entry>>>>>,
+    pub decoded: Option<AsyncMutex<Vec<Vec<Option<LogEntry>>>>>,
     pub last: Option<Position>,
     pub is_full: bool,
 }

@@ -48,6 +48,10 @@ impl Store {
     /// is of another version or damaged, or if it is of another log: it is past the end of this one, or the
     /// bucket's last event at or below its position has a different hash. The reason is logged. Fails only
     /// if the store cannot be read.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed.
     pub async fn snapshot(
         &self,
         consumer: &str,
@@ -92,6 +96,10 @@ impl Store {
 
 impl Store {
     /// Returns the hash of a bucket's last event at or below a position, for a snapshot taken there.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed.
     pub async fn event_hash(
         &self,
         bucket: Bucket,

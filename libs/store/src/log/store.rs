@@ -18,7 +18,7 @@ use crate::log::shared_pages::SharedPages;
 use crate::model::archive::Archive;
 use crate::model::commit::{Commit, Committed, IdempotencyKey};
 use crate::model::error::{CommitError, StoreError};
-use crate::model::raw::{Entry, decode};
+use crate::model::raw::{LogEntry, decode};
 use crate::model::rows::{Row, RowQuery};
 use crate::schema::{chain, migrate};
 use crate::sql::connection::{Pool, PooledConnection};
@@ -66,12 +66,21 @@ impl Store {
     /// Opens `sqlite:PATH` (creating it if it does not exist) or `postgres://USER:PASSWORD@HOST/DATABASE`,
     /// and migrates its tables. Refused for a store that only a newer release can read, and in SQLite while
     /// another process has it open.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Refused`] if the URL is invalid, the store is of a newer format or damaged, or another
+    /// process has it open in SQLite; [`StoreError::Database`] if the database fails.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         Self::open_with(url, None).await
     }
 
     /// The same, with the archive folder of this process. Without one, it is the folder that was recorded
     /// when the archives were sealed, or the folder `archive` next to an SQLite file.
+    ///
+    /// # Errors
+    ///
+    /// The same.
     pub async fn open_with(url: &str, archives: Option<&Path>) -> Result<Self, StoreError> {
         let location = Location::parse(url)?;
         let default_folder = location.path().map(archive_set::default_folder);
@@ -126,6 +135,11 @@ impl Store {
 
     /// Writes the commit atomically. Returns once it would survive power loss. Dropping the future does not
     /// cancel the commit.
+    ///
+    /// # Errors
+    ///
+    /// A variant of [`CommitError`] for each reason why nothing was written. After [`CommitError::Store`] the
+    /// commit may have been written all the same, if the database became unreachable.
     pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
         let prepared = Box::new(PreparedCommit::new(commit)?);
         let (reply, answer) = oneshot::channel();
@@ -137,6 +151,11 @@ impl Store {
 
     /// Returns the result of an earlier commit with this idempotency key, if there is one: for callers that
     /// would refuse the repeat before it reaches [`commit`](Self::commit).
+    ///
+    /// # Errors
+    ///
+    /// [`CommitError::IdempotencyKeyReused`] if the stored body hash differs, [`CommitError::Store`] if the
+    /// store cannot be read or is closed.
     pub async fn find_committed(
         &self,
         idempotency_key: &IdempotencyKey,
@@ -193,6 +212,11 @@ impl Store {
         receiver
     }
 
+    /// Reads up to `limit` records of a stream above a version, in order; at most [`READ_LIMIT_MAX`].
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed; [`StoreError::Unreadable`] if an event cannot be decoded.
     pub async fn read_stream(
         &self,
         stream: &StreamName,
@@ -207,6 +231,11 @@ impl Store {
         )
     }
 
+    /// Reads up to `limit` records of a bucket above a position, in order; at most [`READ_LIMIT_MAX`].
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed; [`StoreError::Unreadable`] if an event cannot be decoded.
     pub async fn read_bucket(
         &self,
         bucket: Bucket,
@@ -216,33 +245,50 @@ impl Store {
         decode_all(&self.read_bucket_raw(bucket, after, limit).await?)
     }
 
+    /// Reads up to `limit` records of the log above a position, in order; at most [`READ_LIMIT_MAX`].
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed; [`StoreError::Unreadable`] if an event cannot be decoded.
     pub async fn read_all(&self, after: Position, limit: usize) -> Result<Vec<Record>, StoreError> {
         decode_all(&self.read_raw(after, limit).await?)
     }
 
     /// The same as [`read_bucket`](Self::read_bucket), but does not fail for events that cannot be
     /// decoded.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed.
     pub async fn read_bucket_entries(
         &self,
         bucket: Bucket,
         after: Position,
         limit: usize,
-    ) -> Result<Vec<Entry>, StoreError> {
+    ) -> Result<Vec<LogEntry>, StoreError> {
         let raw = self.read_bucket_raw(bucket, after, limit).await?;
-        Ok(raw.into_iter().map(Entry::from).collect())
+        Ok(raw.into_iter().map(LogEntry::from).collect())
     }
 
     /// The same as [`read_all`](Self::read_all), but does not fail for events that cannot be decoded.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed.
     pub async fn read_all_entries(
         &self,
         after: Position,
         limit: usize,
-    ) -> Result<Vec<Entry>, StoreError> {
+    ) -> Result<Vec<LogEntry>, StoreError> {
         let raw = self.read_raw(after, limit).await?;
-        Ok(raw.into_iter().map(Entry::from).collect())
+        Ok(raw.into_iter().map(LogEntry::from).collect())
     }
 
     /// Reads events in their stored form.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed.
     pub async fn read_raw(
         &self,
         after: Position,
@@ -253,7 +299,11 @@ impl Store {
 
     /// Reads the selected events in order of position. Does not fail for events that cannot be decoded. The
     /// fastest way to read many events.
-    pub async fn read_page(&self, query: &PageQuery<'_>) -> Result<Vec<Entry>, StoreError> {
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed.
+    pub async fn read_page(&self, query: &PageQuery<'_>) -> Result<Vec<LogEntry>, StoreError> {
         let query = PageQuery {
             limit: query.limit.min(READ_LIMIT_MAX),
             ..*query
@@ -263,7 +313,7 @@ impl Store {
         drop(reader);
         let mut entries = Vec::new();
         for page in pages {
-            entries.extend(page.decode()?.into_iter().map(Entry::from));
+            entries.extend(page.decode()?.into_iter().map(LogEntry::from));
         }
         Ok(entries)
     }
@@ -296,6 +346,11 @@ impl Store {
         self.select(Some(bucket), after, limit).await
     }
 
+    /// Returns the record of the event with this id, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed; [`StoreError::Unreadable`] if the event cannot be decoded.
     pub async fn read_event(&self, id: Uuid) -> Result<Option<Record>, StoreError> {
         let mut reader = self.reader().await?;
         let found =
@@ -304,11 +359,19 @@ impl Store {
     }
 
     /// Returns the highest position in the log.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed.
     pub async fn head(&self) -> Result<Position, StoreError> {
         statements::head(&mut self.reader().await?.get()).await
     }
 
     /// Returns the highest position of each of these buckets; [`Position::START`] for an empty one.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed.
     pub async fn bucket_heads(
         &self,
         buckets: &[Bucket],
@@ -322,21 +385,39 @@ impl Store {
         Ok(heads)
     }
 
+    /// Returns a consumer's cursor in a bucket; [`Position::START`] if it has none.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed.
     pub async fn cursor(&self, consumer: &str, bucket: Bucket) -> Result<Position, StoreError> {
         statements::cursor(&mut self.reader().await?.get(), consumer, bucket).await
     }
 
     /// Returns all cursors of a consumer; a missing bucket is at the start.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed.
     pub async fn cursors(&self, consumer: &str) -> Result<BTreeMap<Bucket, Position>, StoreError> {
         statements::cursors(&mut self.reader().await?.get(), consumer).await
     }
 
+    /// Returns the row of a read model with this key, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed.
     pub async fn row(&self, model: &str, key: &str) -> Result<Option<Row>, StoreError> {
         statements::row(&mut self.reader().await?.get(), model, key).await
     }
 
     /// Returns rows, newest first. A page exceeds the limit if it would otherwise end between rows of the
     /// same position.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed.
     pub async fn rows(&self, query: RowQuery) -> Result<Vec<Row>, StoreError> {
         statements::rows(&mut self.reader().await?.get(), &query).await
     }
@@ -355,6 +436,10 @@ impl Store {
     }
 
     /// Returns the archives, which hold the beginning of the log, in order.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read or is closed.
     pub async fn archives(&self) -> Result<Vec<Archive>, StoreError> {
         self.archive_set()
             .load(&mut self.reader().await?.get())

@@ -24,6 +24,11 @@ use crate::sql::statements;
 
 /// Copies a store into a new file and returns the hash of its log. `progress` receives the number of copied
 /// events and the total.
+///
+/// # Errors
+///
+/// [`StoreError::Refused`] if the file exists or cannot be written, others if the store cannot be read. No
+/// partial file is left behind.
 pub async fn backup(
     store: &Store,
     to: &Path,
@@ -49,6 +54,10 @@ pub async fn backup(
 }
 
 /// Copies an SQLite file other than the store's, such as the history, into a new one.
+///
+/// # Errors
+///
+/// [`StoreError::Refused`] if the target exists or cannot be written, others if the original cannot be read.
 pub async fn backup_file(from: &Path, to: &Path) -> Result<(), StoreError> {
     if to.exists() {
         return Err(StoreError::refused(format!(

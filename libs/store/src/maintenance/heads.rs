@@ -9,6 +9,10 @@ use crate::model::raw::EventRow;
 use crate::sql::statements;
 
 /// Returns the chain heads of all non-empty buckets, read in one database snapshot.
+///
+/// # Errors
+///
+/// If the store cannot be read or is closed.
 pub async fn heads(store: &Store) -> Result<Vec<ChainHead>, StoreError> {
     let mut reader = store.reader().await?;
     let mut snapshot = reader.snapshot().await?;

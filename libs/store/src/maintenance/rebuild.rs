@@ -41,6 +41,11 @@ const CHUNKS_AHEAD: usize = 1;
 /// entire log is folded and its cursors are set to the end. Events that cannot be decoded are left to the
 /// projector. Refused, before it does harm, if the consumer is running and writes. Returns how many rows
 /// were changed.
+///
+/// # Errors
+///
+/// [`StoreError::Refused`] if the consumer is running and writes, others if the store cannot be read or
+/// written. Rows that were written before the error are correct.
 pub async fn rebuild(
     store: &Store,
     projector: &mut dyn Projector,
@@ -50,6 +55,10 @@ pub async fn rebuild(
 }
 
 /// The same; `progress` receives the position up to which the log was folded.
+///
+/// # Errors
+///
+/// The same.
 pub async fn rebuild_with(
     store: &Store,
     projector: &mut dyn Projector,
@@ -155,7 +164,7 @@ async fn set_cursors(
         moves.spawn(async move { store.commit(commit).await });
     }
     while let Some(moved) = moves.join_next().await {
-        match moved.map_err(|error| writer_failed(error))? {
+        match moved.map_err(writer_failed)? {
             Ok(_) => {}
             Err(CommitError::Store(error)) => return Err(error),
             Err(_) => return Err(running_error(consumer)),
@@ -359,7 +368,7 @@ impl ChunkWriter {
 
     async fn finish(self) -> Result<usize, StoreError> {
         drop(self.chunks);
-        self.task.await.map_err(|error| writer_failed(error))?
+        self.task.await.map_err(writer_failed)?
     }
 }
 

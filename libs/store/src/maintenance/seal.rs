@@ -62,8 +62,12 @@ impl SealLimits {
 pub struct Sealable {
     /// The last position that is already sealed.
     pub after: Position,
+    /// The last position that could be sealed within the limits.
     pub through: Position,
+    /// The number of events above `after`, up to and including `through`.
     pub events: u64,
+    /// The consumer without which more could be sealed; None if only the limits or the end of the log are in
+    /// the way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_back: Option<BlockingConsumer>,
 }
@@ -72,6 +76,7 @@ pub struct Sealable {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BlockingConsumer {
+    /// Its name.
     pub consumer: String,
     /// None for all buckets.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,6 +99,7 @@ impl std::fmt::Display for BlockingConsumer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SealedFile {
+    /// The file, as listed in the store.
     #[serde(flatten)]
     pub archive: Archive,
     /// The uncompressed size of its events in bytes.
@@ -101,6 +107,10 @@ pub struct SealedFile {
 }
 
 /// Returns what would be sealed within these limits.
+///
+/// # Errors
+///
+/// If the store cannot be read or is closed.
 pub async fn sealable(store: &Store, limits: &SealLimits) -> Result<Sealable, StoreError> {
     store.archives().await?;
     let after = store.archive_set().sealed();

@@ -26,6 +26,7 @@ const PAGE: usize = 2_000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LogHash {
+    /// The number of hashed events.
     pub events: u64,
     /// The position of the last hashed event.
     pub head: Position,
@@ -49,6 +50,7 @@ impl LogHasher {
         self.head = event.position;
     }
 
+    /// Returns the hash of the events that were added.
     pub fn finish(self) -> LogHash {
         let digest = self.hash.finalize();
         LogHash {
@@ -60,6 +62,10 @@ impl LogHasher {
 }
 
 /// Returns the hash of all events up to a position, in order.
+///
+/// # Errors
+///
+/// If the store cannot be read or is closed.
 pub async fn log_hash(store: &Store, up_to: Position) -> Result<LogHash, StoreError> {
     let mut hasher = LogHasher::default();
     let mut after = Position::START;
@@ -77,6 +83,11 @@ pub async fn log_hash(store: &Store, up_to: Position) -> Result<LogHash, StoreEr
 /// Restores events as another store had them, with their positions. Events that exist already are compared;
 /// the rest must continue the log. Returns how many were written. New positions start
 /// [`POSITIONS_SKIPPED`] above.
+///
+/// # Errors
+///
+/// [`StoreError::Refused`] if an event differs from the existing one or does not continue the log, others if
+/// the store cannot be written. Earlier pages of the events stay written.
 pub async fn append_raw(store: &Store, events: Vec<RawRecord>) -> Result<u64, StoreError> {
     let mut written = 0;
     let mut events = events.into_iter();
@@ -94,6 +105,10 @@ pub async fn append_raw(store: &Store, events: Vec<RawRecord>) -> Result<u64, St
 }
 
 /// Makes new positions start [`POSITIONS_SKIPPED`] above a position that was seen elsewhere.
+///
+/// # Errors
+///
+/// If the store cannot be written or is closed.
 pub async fn skip_positions_above(store: &Store, seen: Position) -> Result<(), StoreError> {
     let next = Position(seen.0 + POSITIONS_SKIPPED);
     store
@@ -106,6 +121,11 @@ pub async fn skip_positions_above(store: &Store, seen: Position) -> Result<(), S
 /// of the same log. Everything is read in one database snapshot. Read models, their cursors and snapshots
 /// are not copied: they are rebuilt explicitly, or by their consumers on the next run. `progress` receives
 /// the number of copied events and the total.
+///
+/// # Errors
+///
+/// [`StoreError::Refused`] if the target holds anything but the beginning of this log, others if one store
+/// cannot be read or the other cannot be written. What was copied before stays: call it again to continue.
 pub async fn copy(
     from: &Store,
     to: &Store,

@@ -18,19 +18,26 @@ use crate::sql::statements;
 /// The maximum number of problems that a report lists; the rest are only counted.
 pub const PROBLEMS_MAX: usize = 100;
 
+/// What was checked, and what is wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VerifyReport {
+    /// The number of events in the log.
     pub events: u64,
+    /// The number of streams with events.
     pub streams: u64,
+    /// The number of buckets with events.
     pub buckets: u64,
+    /// The number of rows in the compared models.
     pub rows: u64,
+    /// The position of the last event.
     pub head: Position,
     /// One sentence per problem; empty for a sound store.
     pub problems: Vec<String>,
 }
 
 impl VerifyReport {
+    /// Whether no problems were found.
     pub fn is_sound(&self) -> bool {
         self.problems.is_empty()
     }
@@ -39,6 +46,10 @@ impl VerifyReport {
 /// Reads the log up to its head and compares the rows of `models` with those of the projector. May run
 /// while the store is written: rows and cursors are read in one database snapshot, and each bucket is
 /// folded up to its cursor (or to the head, if the consumer has no cursors at all).
+///
+/// # Errors
+///
+/// If the store cannot be read at all. Damage is a problem in the report.
 pub async fn verify(
     store: &Store,
     projector: &mut dyn Projector,
@@ -49,6 +60,10 @@ pub async fn verify(
 
 /// The same, and checks that the log still contains these chain heads, which were recorded elsewhere. This
 /// detects a modified last event and a truncated log.
+///
+/// # Errors
+///
+/// The same.
 pub async fn verify_against(
     store: &Store,
     projector: &mut dyn Projector,

@@ -8,15 +8,18 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Archive {
-    /// The positions of its first and last events.
+    /// The position of its first event.
     pub first: Position,
+    /// The position of its last event.
     pub last: Position,
     /// The file name within the archive folder.
     pub file: String,
     /// SHA-256 of its table of contents, in hexadecimal; that table holds the hash of every block.
     pub hash: String,
+    /// The number of events in it.
     pub events: u64,
     /// The size of the file in bytes.
     pub bytes: u64,
+    /// When it was sealed.
     pub sealed_at: Timestamp,
 }

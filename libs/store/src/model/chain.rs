@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChainHead {
+    /// The bucket.
     pub bucket: Bucket,
+    /// The position of the bucket's last event.
     pub position: Position,
+    /// The hash of that event, which the bucket's next event carries.
     pub hash: ChainHash,
 }

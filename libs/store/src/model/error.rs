@@ -7,54 +7,85 @@ use std::sync::Arc;
 use contract::ids::{Bucket, Position};
 use contract::log::StreamName;
 
+/// Why a commit was not written.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CommitError {
+    /// Someone else has appended to a stream since the caller read it.
     #[error(
         "stream `{stream}` is at version {actual}, not {expected}: it was written concurrently; read it again and retry"
     )]
     Conflict {
+        /// The stream.
         stream: StreamName,
+        /// The version that the caller has seen.
         expected: u64,
+        /// The stored version.
         actual: u64,
     },
+    /// Another owner has taken the fence.
     #[error("`{name}` was taken over (generation {actual}, ours {ours})")]
     Fenced {
+        /// The fence's name.
         name: String,
+        /// The caller's generation.
         ours: u64,
+        /// The stored generation.
         actual: u64,
     },
+    /// The stored cursor is not where the caller believes it to be.
     #[error("the cursor of `{consumer}` in bucket {bucket} is at {actual}, not {expected}")]
     CursorMoved {
+        /// The consumer's name.
         consumer: &'static str,
+        /// The bucket.
         bucket: Bucket,
+        /// The position that the caller moves it from.
         expected: Position,
+        /// The stored position.
         actual: Position,
     },
+    /// The change is based on a snapshot other than the stored one.
     #[error(
         "the snapshot of `{consumer}` in bucket {bucket} is at {}, not {}: write it in full",
         describe(actual),
         describe(expected)
     )]
     SnapshotMoved {
+        /// The consumer's name.
         consumer: String,
+        /// The bucket.
         bucket: Bucket,
+        /// The position of the snapshot that the change is based on.
         expected: Option<Position>,
         /// None if no snapshot of the same version is stored.
         actual: Option<Position>,
     },
+    /// The stored snapshot covers more of the log than the new one.
     #[error(
         "the stored snapshot of `{consumer}` in bucket {bucket} is at {stored}, ahead of ours at {ours}: read further in the log before writing it"
     )]
     SnapshotBehind {
+        /// The consumer's name.
         consumer: String,
+        /// The bucket.
         bucket: Bucket,
+        /// The position of the stored snapshot.
         stored: Position,
+        /// The position of the new snapshot.
         ours: Position,
     },
+    /// The stored body hash of the key differs.
     #[error("the idempotency key was already used for a different request")]
     IdempotencyKeyReused,
+    /// An event is too large.
     #[error("an event of {bytes} bytes is larger than the limit of {limit}")]
-    TooLarge { bytes: usize, limit: usize },
+    TooLarge {
+        /// The size of its data as JSON, in bytes.
+        bytes: usize,
+        /// The largest size allowed, in bytes.
+        limit: usize,
+    },
+    /// The store failed, or the commit is invalid.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -13,32 +13,48 @@ use uuid::Uuid;
 use crate::model::error::StoreError;
 
 /// Decodes a raw record, with all checks that need no other record.
+///
+/// # Errors
+///
+/// [`StoreError::Unreadable`] if the event, its stream, its id or its bucket is invalid.
 pub fn decode(raw: &RawRecord) -> Result<Record, StoreError> {
     EventRow::from_raw(raw).decode()
 }
 
 /// One entry of the log, whether or not its event can be decoded.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Entry {
+pub enum LogEntry {
+    /// A decoded event.
     Record(Arc<Record>),
+    /// An event that this release cannot decode.
     Unreadable(Unreadable),
 }
 
 /// An event that cannot be decoded, with everything else that is known about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
+    /// Its position in the log.
     pub position: Position,
+    /// The bucket's previous position; `Position::START` for the first.
     pub prev: Position,
+    /// Its bucket; may be one that does not exist.
     pub bucket: Bucket,
+    /// The name of its stream; may be invalid.
     pub stream: String,
+    /// Its version in the stream, from 1.
     pub version: u64,
+    /// When it was recorded.
     pub time: Timestamp,
+    /// Who caused it.
     pub actor: String,
+    /// The name of its type.
     pub type_name: String,
+    /// Why it cannot be decoded.
     pub detail: String,
 }
 
-impl Entry {
+impl LogEntry {
+    /// Its position in the log.
     pub fn position(&self) -> Position {
         match self {
             Self::Record(record) => record.position,
@@ -47,7 +63,7 @@ impl Entry {
     }
 }
 
-impl From<Result<Record, Box<Unreadable>>> for Entry {
+impl From<Result<Record, Box<Unreadable>>> for LogEntry {
     fn from(read: Result<Record, Box<Unreadable>>) -> Self {
         match read {
             Ok(record) => Self::Record(Arc::new(record)),
@@ -56,7 +72,7 @@ impl From<Result<Record, Box<Unreadable>>> for Entry {
     }
 }
 
-impl From<RawRecord> for Entry {
+impl From<RawRecord> for LogEntry {
     fn from(raw: RawRecord) -> Self {
         EventRow::from_raw(&raw).decode_entry().into()
     }

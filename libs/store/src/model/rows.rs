@@ -19,10 +19,15 @@ pub const PAGE_ROWS_MAX: usize = 500;
 /// One row of a read model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
+    /// Unique within the model.
     pub key: String,
+    /// Empty if the row belongs to no endpoint.
     pub endpoint: String,
+    /// Empty if the row belongs to no deployment.
     pub deployment: String,
+    /// The position of the event that the row shows.
     pub position: Position,
+    /// The time of that event.
     pub time: Timestamp,
     /// JSON.
     pub doc: String,
@@ -31,18 +36,24 @@ pub struct Row {
 /// Selects rows, newest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RowQuery {
+    /// The read model, such as `endpoints`.
     pub model: String,
+    /// Only rows of this endpoint.
     pub endpoint: Option<String>,
+    /// Only rows of deployments with this name.
     pub deployment: Option<String>,
+    /// Only rows of this time and later.
     pub since: Option<Timestamp>,
     /// Only rows below this position: that of the previous page's last row.
     pub before: Option<Position>,
+    /// The most rows per page, apart from others of the last one's position.
     pub limit: usize,
 }
 
 /// Builds rows from the log: a pure fold. Events of one bucket come in order; those of different
 /// buckets may interleave in any way.
 pub trait Projector: Send {
+    /// Returns the changes to rows that a record causes.
     fn project(&mut self, record: &Record) -> Vec<RowChange>;
 
     /// Handles an event of the log that cannot be decoded.

@@ -61,6 +61,7 @@ fn feed(hash: &mut Sha256, text: &str) {
 pub struct SnapshotMeta {
     /// `autoscaler`, or `node/ID` for a node's agent.
     pub consumer: String,
+    /// The bucket.
     pub bucket: Bucket,
     /// The version of the fold that produced it; snapshots of other versions are unusable.
     pub version: u32,
@@ -74,6 +75,7 @@ pub struct SnapshotMeta {
 /// A change to a stored snapshot, part of a [`Commit`](crate::Commit).
 #[derive(Clone, Debug)]
 pub struct SnapshotChange {
+    /// Identifies the snapshot after this change.
     pub meta: SnapshotMeta,
     /// The position of the stored snapshot that `parts` applies to. None: `parts` is the complete snapshot
     /// and replaces the stored one.
@@ -107,6 +109,7 @@ impl SnapshotChange {
 /// A stored snapshot whose hash was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
+    /// Identifies it.
     pub meta: SnapshotMeta,
     /// Documents by key.
     pub parts: BTreeMap<String, String>,

@@ -25,7 +25,9 @@ pub struct StoreFormat {
     pub format: Option<u64>,
     /// The format that this binary writes, or the store's own if archives have raised it.
     pub known: u64,
+    /// The names of the migrations that the store has, such as `0001_log`.
     pub applied: Vec<String>,
+    /// The names of those that it still needs.
     pub pending: Vec<String>,
 }
 
@@ -33,13 +35,22 @@ pub struct StoreFormat {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Migrated {
+    /// The store's location, without credentials.
     pub store: String,
+    /// The format before; None if the store had no tables.
     pub from: Option<u64>,
+    /// The format now.
     pub to: u64,
+    /// The names of the migrations that were applied.
     pub applied: Vec<String>,
 }
 
 /// Inspects a store without changing it.
+///
+/// # Errors
+///
+/// [`StoreError::Refused`] if the URL is invalid, the store is of a newer format, or another process has it
+/// open in SQLite; others if the database fails.
 pub async fn inspect(url: &str) -> Result<StoreFormat, StoreError> {
     let location = Location::parse(url)?;
     if location.is_missing() {
@@ -59,11 +70,20 @@ pub async fn inspect(url: &str) -> Result<StoreFormat, StoreError> {
 }
 
 /// Migrates a store to this binary's format; does nothing if it is up to date.
+///
+/// # Errors
+///
+/// The same as [`inspect`]; also [`StoreError::Refused`] if the store is damaged or has another number of
+/// buckets.
 pub async fn migrate(url: &str) -> Result<Migrated, StoreError> {
     migrate_with(url, |_, _| {}).await
 }
 
 /// The same. `progress` receives the position up to which events are chained, and the last one.
+///
+/// # Errors
+///
+/// The same.
 pub async fn migrate_with(
     url: &str,
     mut progress: impl FnMut(Position, Position) + Send,

@@ -14,7 +14,9 @@ use crate::sql::{postgres, sqlite};
 
 /// The migrations of a service's auxiliary tables, for either database.
 pub struct AuxiliaryTables {
+    /// For an SQLite file.
     pub sqlite: &'static Migrator,
+    /// For a PostgreSQL database.
     pub postgres: &'static Migrator,
     /// The table of applied migrations in PostgreSQL; an SQLite file has the default one.
     pub migrations_table: &'static str,
@@ -27,6 +29,7 @@ pub struct AuxiliaryDatabase {
 }
 
 impl AuxiliaryDatabase {
+    /// Tables in an SQLite file of their own.
     pub fn file(path: &Path) -> Self {
         Self {
             location: Location::Sqlite(sqlite::SqliteFile::at(path)),
@@ -34,6 +37,10 @@ impl AuxiliaryDatabase {
     }
 
     /// Tables in the database of a PostgreSQL store.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Refused`] if the URL is not one of a PostgreSQL database.
     pub fn database(url: &str) -> Result<Self, StoreError> {
         let database = postgres::PostgresDatabase::parse(url)?;
         Ok(Self {
@@ -42,6 +49,10 @@ impl AuxiliaryDatabase {
     }
 
     /// Creates or migrates the tables. Tables that a newer release has extended are left as they are.
+    ///
+    /// # Errors
+    ///
+    /// If the database cannot be opened, or a migration fails.
     pub async fn migrate(&self, tables: &AuxiliaryTables) -> Result<(), StoreError> {
         let of = match &self.location {
             Location::Sqlite(_) => tables.sqlite,
@@ -67,6 +78,10 @@ impl AuxiliaryDatabase {
     }
 
     /// Opens the connection for writing to a file. None for a database, which is written through its pool.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be opened.
     pub async fn writer(&self) -> Result<Option<OwnedConnection>, StoreError> {
         match &self.location {
             Location::Sqlite(file) => file.open_writer().await.map(Some),
@@ -75,6 +90,10 @@ impl AuxiliaryDatabase {
     }
 
     /// Opens a pool: read-only for a file, read-write for a database.
+    ///
+    /// # Errors
+    ///
+    /// If the file or the database cannot be opened.
     pub async fn pool(&self) -> Result<Pool, StoreError> {
         self.location.open_readers().await
     }

@@ -13,6 +13,7 @@ use crate::model::error::StoreError;
 
 /// A connection borrowed from a pool, a transaction or the writer.
 pub enum Connection<'c> {
+    /// To an SQLite file.
     Sqlite(&'c mut SqliteConnection),
     /// With the time limit per statement.
     Postgres(&'c mut PgConnection, Duration),
@@ -62,6 +63,10 @@ macro_rules! execute {
 pub(crate) use {execute, run};
 
 /// Fails with a timeout if the server does not answer within the limit.
+///
+/// # Errors
+///
+/// That of the query, or an [`sqlx::Error::Io`] of kind `TimedOut`.
 pub async fn with_timeout<T>(
     limit: Duration,
     query: impl Future<Output = sqlx::Result<T>>,
@@ -77,11 +82,14 @@ pub async fn with_timeout<T>(
 
 /// An owned connection, such as the writer's.
 pub enum OwnedConnection {
+    /// To an SQLite file.
     Sqlite(SqliteConnection),
+    /// With the time limit per statement.
     Postgres(PgConnection, Duration),
 }
 
 impl OwnedConnection {
+    /// Borrows it to run statements.
     pub fn get(&mut self) -> Connection<'_> {
         match self {
             Self::Sqlite(connection) => Connection::Sqlite(connection),
@@ -89,6 +97,11 @@ impl OwnedConnection {
         }
     }
 
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    ///
+    /// If the database fails or does not answer in time.
     pub async fn begin(&mut self) -> sqlx::Result<Transaction<'_>> {
         match self {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
@@ -121,11 +134,14 @@ impl OwnedConnection {
 
 /// A transaction; rolled back when dropped, unless committed.
 pub enum Transaction<'c> {
+    /// In an SQLite file.
     Sqlite(sqlx::Transaction<'c, sqlx::Sqlite>),
+    /// With the time limit per statement.
     Postgres(sqlx::Transaction<'c, sqlx::Postgres>, Duration),
 }
 
 impl Transaction<'_> {
+    /// Borrows its connection to run statements.
     pub fn get(&mut self) -> Connection<'_> {
         match self {
             Self::Sqlite(transaction) => Connection::Sqlite(transaction),
@@ -133,6 +149,12 @@ impl Transaction<'_> {
         }
     }
 
+    /// Commits the transaction.
+    ///
+    /// # Errors
+    ///
+    /// If the database fails or does not answer in time. Whether the transaction was committed may then be
+    /// unknown.
     pub async fn commit(self) -> sqlx::Result<()> {
         match self {
             Self::Sqlite(transaction) => transaction.commit().await,
@@ -151,11 +173,18 @@ impl Transaction<'_> {
 /// A connection pool, for reads.
 #[derive(Clone)]
 pub enum Pool {
+    /// Of an SQLite file.
     Sqlite(SqlitePool),
+    /// With the time limit per statement.
     Postgres(PgPool, Duration),
 }
 
 impl Pool {
+    /// Takes a connection, and waits for one if all are in use.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Closed`] if the pool is closed, others if no connection can be opened in time.
     pub async fn acquire(&self) -> Result<PooledConnection, StoreError> {
         Ok(match self {
             Self::Sqlite(pool) => PooledConnection::Sqlite(pool.acquire().await?),
@@ -178,11 +207,14 @@ impl Pool {
 
 /// A pooled connection; returned to its pool when dropped.
 pub enum PooledConnection {
+    /// To an SQLite file.
     Sqlite(PoolConnection<sqlx::Sqlite>),
+    /// With the time limit per statement.
     Postgres(PoolConnection<sqlx::Postgres>, Duration),
 }
 
 impl PooledConnection {
+    /// Borrows it to run statements.
     pub fn get(&mut self) -> Connection<'_> {
         match self {
             Self::Sqlite(connection) => Connection::Sqlite(connection),
@@ -190,6 +222,11 @@ impl PooledConnection {
         }
     }
 
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    ///
+    /// If the database fails or does not answer in time.
     pub async fn begin(&mut self) -> sqlx::Result<Transaction<'_>> {
         match self {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
@@ -201,6 +238,10 @@ impl PooledConnection {
     }
 
     /// Begins a transaction whose reads all see the same database snapshot.
+    ///
+    /// # Errors
+    ///
+    /// If the database fails or does not answer in time.
     pub async fn snapshot(&mut self) -> sqlx::Result<Transaction<'_>> {
         match self {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),

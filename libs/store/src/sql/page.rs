@@ -13,7 +13,7 @@ use contract::time::Timestamp;
 use sqlx::AssertSqlSafe;
 
 use crate::model::error::StoreError;
-use crate::model::raw::{Entry, EventId, EventRow, Unreadable};
+use crate::model::raw::{EventId, EventRow, LogEntry, Unreadable};
 use crate::sql::connection::{Connection, run};
 use crate::sql::{postgres, sqlite};
 
@@ -150,8 +150,8 @@ impl Page {
     pub(crate) fn decode_more(
         &self,
         excluded_kinds: &[StreamKind],
-        decoded: &mut Vec<Option<Entry>>,
-        entries: &mut Vec<Entry>,
+        decoded: &mut Vec<Option<LogEntry>>,
+        entries: &mut Vec<LogEntry>,
     ) -> Result<(), StoreError> {
         decoded.reserve(self.count.saturating_sub(decoded.len()));
         let mut index = 0;
@@ -163,7 +163,7 @@ impl Page {
             if kind.is_none_or(|kind| !excluded_kinds.contains(&kind))
                 && let Some(entry) = decoded.get_mut(index)
             {
-                let decode = || Entry::from(event.decode_entry_since(self.slices_from));
+                let decode = || LogEntry::from(event.decode_entry_since(self.slices_from));
                 entries.push(entry.get_or_insert_with(decode).clone());
             }
             index += 1;

@@ -11,8 +11,8 @@ use contract::ids::{Bucket, Position};
 use contract::log::{RawRecord, Record, RowChange, StreamKind};
 use contract::time::Timestamp;
 use store::{
-    ARCHIVE_LEASE, ChainHead, Entry, Fence, LogHash, PageQuery, Projector, SealLimits, SealedFile,
-    Store, heads, log_hash, seal,
+    ARCHIVE_LEASE, ChainHead, Fence, LogEntry, LogHash, PageQuery, Projector, SealLimits,
+    SealedFile, Store, heads, log_hash, seal,
 };
 
 use super::database::*;
@@ -89,7 +89,7 @@ pub struct AllReads {
     pub raw: Vec<RawRecord>,
     pub buckets: BTreeMap<Bucket, Vec<Record>>,
     pub streams: BTreeMap<String, Vec<Record>>,
-    pub without: Vec<Entry>,
+    pub without: Vec<LogEntry>,
     pub replayed: Vec<Record>,
     pub hashes: Vec<Option<ChainHash>>,
     pub heads: Vec<ChainHead>,

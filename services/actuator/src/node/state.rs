@@ -463,10 +463,10 @@ impl NodeState {
 
     /// Returns the newest generation of an instance in the log or at its backend.
     pub(super) fn newest_generation(&self, observed: &ObservedInstance) -> u64 {
-        let ordered = self
+        let requested = self
             .find_instance(&observed.id)
             .map_or(0, |(_, i)| i.generation);
-        observed.generation.max(ordered)
+        observed.generation.max(requested)
     }
 
     /// Returns the events for instances that were stopped because Penstock stops.

@@ -26,7 +26,7 @@ pub(super) fn routes() -> Vec<RouteEntry> {
         route!(GET "/v1/access" "listAccess" ADMIN, "Tokens, without their secrets",
             Content::Json(schema::<List<AccessView>>), list, query PAGED),
         route!(POST "/v1/access" "grantAccess" ADMIN, "Create a token; it is shown once",
-            Content::Json(schema::<Granted>), grant, body schema::<Grant>, statuses &[201]),
+            Content::Json(schema::<GrantedToken>), grant, body schema::<Grant>, statuses &[201]),
         route!(DELETE "/v1/access/{name}" "revokeAccess" ADMIN, "Revoke a token",
             Content::Json(schema::<Revoked>), revoke),
     ]
@@ -44,7 +44,8 @@ pub struct Grant {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Granted {
+#[schemars(rename = "Granted")]
+pub struct GrantedToken {
     pub name: Name,
     pub role: AccessRole,
     pub expires: Option<Timestamp>,
@@ -79,7 +80,7 @@ pub async fn grant(app: Arc<App>, call: Call) -> ApiResult {
     if let Some(response) = stored_response(&app, &call).await? {
         return Ok(response);
     }
-    let granted = |token: &str| Granted {
+    let granted = |token: &str| GrantedToken {
         name: name.clone(),
         role,
         expires,

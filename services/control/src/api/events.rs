@@ -20,7 +20,7 @@ use http::{HeaderName, StatusCode};
 use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
 use serde::{Deserialize, Serialize};
-use store::{Entry, Store, Unreadable};
+use store::{LogEntry, Store, Unreadable};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -108,11 +108,11 @@ impl EventItem {
     }
 }
 
-impl From<Entry> for EventItem {
-    fn from(entry: Entry) -> Self {
+impl From<LogEntry> for EventItem {
+    fn from(entry: LogEntry) -> Self {
         match entry {
-            Entry::Record(record) => Self::Record(record),
-            Entry::Unreadable(unreadable) => Self::Unreadable(unreadable.into()),
+            LogEntry::Record(record) => Self::Record(record),
+            LogEntry::Unreadable(unreadable) => Self::Unreadable(unreadable.into()),
         }
     }
 }
@@ -393,8 +393,8 @@ pub async fn replay(app: Arc<App>, call: Call) -> ApiResult {
         after = last.position();
         for entry in &entries {
             match entry {
-                Entry::Record(record) => report.evaluate(record, &app.deps.zones),
-                Entry::Unreadable(unreadable) => report.count_unreadable(unreadable),
+                LogEntry::Record(record) => report.evaluate(record, &app.deps.zones),
+                LogEntry::Unreadable(unreadable) => report.count_unreadable(unreadable),
             }
         }
         // A long log must not starve other requests.

@@ -11,7 +11,7 @@ use http::StatusCode;
 use runtime::parking::{PARKED, endpoint_of, stream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use store::{Append, Commit, CommitError, Committed, Entry};
+use store::{Append, Commit, CommitError, Committed, LogEntry};
 
 use super::{Filter, list_rows, seal_response, stored_response};
 use crate::app::App;
@@ -160,8 +160,8 @@ async fn endpoint_at(app: &App, position: Position) -> Result<EndpointKey, ApiEr
     let entry = entry
         .ok_or_else(|| ApiError::not_found(format!("there is no event at position {position}")))?;
     let key = match entry {
-        Entry::Record(record) => record.endpoint(),
-        Entry::Unreadable(unreadable) => endpoint_of(&unreadable),
+        LogEntry::Record(record) => record.endpoint(),
+        LogEntry::Unreadable(unreadable) => endpoint_of(&unreadable),
     };
     key.ok_or_else(|| {
         ApiError::bad_request(format!(

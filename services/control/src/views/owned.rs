@@ -15,7 +15,7 @@ use futures::StreamExt;
 use runtime::consumer::load;
 use runtime::parking::{PARKED, catch_panic, history};
 use store::{
-    Commit, CommitError, CursorMove, Entry, Fence, PageQuery, Projector, RowQuery, StoreError,
+    Commit, CommitError, CursorMove, Fence, LogEntry, PageQuery, Projector, RowQuery, StoreError,
 };
 
 use super::{CONSUMER, ViewsConsumer, ViewsProjector};
@@ -30,7 +30,7 @@ const PARKED_MAX: usize = 500;
 const ACQUIRE_CONCURRENCY: usize = 4;
 
 /// A bucket whose rows this replica writes.
-pub(super) struct OwnedBucket {
+pub(super) struct ProjectedBucket {
     pub(super) fence: Fence,
     /// The rows reflect the log up to this position.
     pub(super) cursor: Position,
@@ -92,7 +92,7 @@ impl ViewsConsumer {
         Ok(())
     }
 
-    fn add_owned(&mut self, bucket: Bucket, owned: OwnedBucket) {
+    fn add_owned(&mut self, bucket: Bucket, owned: ProjectedBucket) {
         let cursor = owned.cursor;
         self.consumer.confirm_written(bucket, cursor);
         self.row_filter.enable(bucket, cursor);
@@ -112,11 +112,11 @@ impl ViewsConsumer {
     }
 
     /// Takes over a fenced bucket: brings its rows up to the position of this fold.
-    async fn acquire(&self, bucket: Bucket, fence: Fence) -> Result<OwnedBucket, CommitError> {
+    async fn acquire(&self, bucket: Bucket, fence: Fence) -> Result<ProjectedBucket, CommitError> {
         let store = &self.deps.store;
         let cursor = store.cursor(CONSUMER, bucket).await?;
         let folded = self.folded_position(bucket);
-        let mut owned = OwnedBucket { fence, cursor };
+        let mut owned = ProjectedBucket { fence, cursor };
         // Until the history is read, the rows have to wait for its end.
         if self.progress.borrow().caught_up {
             if folded > cursor {
@@ -132,7 +132,7 @@ impl ViewsConsumer {
     pub(super) async fn write_unparked(
         &self,
         bucket: Bucket,
-        owned: &OwnedBucket,
+        owned: &ProjectedBucket,
     ) -> Result<(), CommitError> {
         let query = RowQuery {
             model: PARKED.to_owned(),
@@ -183,7 +183,7 @@ impl ViewsConsumer {
             if self.consumer.parking().is_skipped(entry.position()) {
                 continue;
             }
-            let Entry::Record(record) = entry else {
+            let LogEntry::Record(record) = entry else {
                 return Ok(None);
             };
             match catch_panic(|| fresh.apply(&record)) {
@@ -198,7 +198,7 @@ impl ViewsConsumer {
     async fn write_missing(
         &self,
         bucket: Bucket,
-        owned: &mut OwnedBucket,
+        owned: &mut ProjectedBucket,
         to: Position,
     ) -> Result<(), CommitError> {
         let mut projector = match self.written_models(bucket, owned.cursor) {
@@ -212,13 +212,13 @@ impl ViewsConsumer {
                 .store
                 .read_bucket_entries(bucket, after, PAGE)
                 .await?;
-            let Some(last) = page.last().map(Entry::position) else {
+            let Some(last) = page.last().map(LogEntry::position) else {
                 return Ok(());
             };
             let mut batch = RowBatch::default();
             for entry in page.iter().filter(|entry| entry.position() <= to) {
                 after = entry.position();
-                let Entry::Record(record) = entry else {
+                let LogEntry::Record(record) = entry else {
                     continue;
                 };
                 // Rows of a parked endpoint stay as they were before the event that parked it.
@@ -306,7 +306,7 @@ impl ViewsConsumer {
             };
             let page = store.read_page(&query).await?;
             for entry in &page {
-                if let Entry::Record(record) = entry {
+                if let LogEntry::Record(record) = entry {
                     projector.fold(record);
                 }
             }
@@ -375,7 +375,7 @@ impl ViewsConsumer {
     async fn write(
         &self,
         bucket: Bucket,
-        owned: &OwnedBucket,
+        owned: &ProjectedBucket,
         batch: RowBatch,
     ) -> Result<Position, CommitError> {
         let cursor = CursorMove {

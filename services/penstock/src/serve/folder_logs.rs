@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actuator::logs::{LogsError, LogsQuery, NodeLines, NodeLogs};
-use backends::logs::{LogLine, LogReader, TailLimits, TailSearch};
+use backends::logs::{LogLine, OutputReader, TailLimits, TailSearch};
 use bytes::Bytes;
 use contract::ids::DeploymentRef;
 use futures::StreamExt;
@@ -102,7 +102,10 @@ async fn run_blocking<T: Send + 'static>(
 }
 
 /// Finds the tail block by block, so that the search ends when the client disconnects.
-async fn find_tail(reader: LogReader, most: TailLimits) -> io::Result<(LogReader, TailSearch)> {
+async fn find_tail(
+    reader: OutputReader,
+    most: TailLimits,
+) -> io::Result<(OutputReader, TailSearch)> {
     let open_tail = move || {
         let tail = reader.tail(most)?;
         Ok((reader, tail))
@@ -123,7 +126,7 @@ async fn find_tail(reader: LogReader, most: TailLimits) -> io::Result<(LogReader
 
 /// The state of a log stream.
 struct LogStream {
-    reader: LogReader,
+    reader: OutputReader,
     query: LogsQuery,
     cut_notice: Option<String>,
     is_in_backlog: bool,

@@ -44,7 +44,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     let args = config_file::with_file(args)?;
     let plan = Plan::of(SERVICES, &args)?;
     for warning in plan.warnings(&args) {
-        tracing::warn!("{warning}");
+        tracing::warn!(warning, "incomplete configuration");
     }
     let budget = DescriptorBudget::of(&args)?;
     let threads = std::thread::available_parallelism()

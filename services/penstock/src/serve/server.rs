@@ -122,7 +122,7 @@ async fn open_context(
     if let Some(warning) =
         zone_files::age_warning(&zones, clock.now()).filter(|_| plan.has_schedules())
     {
-        tracing::warn!("{warning}");
+        tracing::warn!(warning, "old time zone data");
     }
     Ok(ServerContext {
         data: data.to_owned(),

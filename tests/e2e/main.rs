@@ -15,3 +15,4 @@ mod secrets;
 mod starting;
 #[path = "../support/mod.rs"]
 mod support;
+mod time_limits;

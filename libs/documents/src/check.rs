@@ -3,7 +3,7 @@
 
 use contract::problem::{Finding, escape};
 use contract::resources::limits::{
-    self, ARGUMENT_BYTES_MAX, CONCURRENT_REQUESTS_MAX, ENV_MAX, ENV_VALUE_BYTES_MAX,
+    self, ARGUMENT_BYTES_MAX, CONCURRENT_REQUESTS_MAX, DURATION_MAX, ENV_MAX, ENV_VALUE_BYTES_MAX,
     INSTANCE_TYPE_BYTES_MAX, KEEP_ALIVE_IDLE_MAX, LABEL_BYTES_MAX, LABELS_MAX,
     PROBE_PATH_BYTES_MAX, PROBE_PERIOD_MIN, PROBE_SPAN_MAX, PROBE_THRESHOLD_MAX, QUEUE_WAIT_MAX,
     REQUEST_BYTES_MAX, RESERVED_ENV_PREFIX, SPEC_BYTES_MAX, TIMEOUT_MAX,
@@ -108,6 +108,9 @@ impl Checker {
             .extend(limits::instances(spec.instances, "/spec/instances"));
         self.env(spec);
         self.request_settings(&spec.request_settings);
+        if let Some(drain_timeout) = spec.drain_timeout {
+            self.at_most(drain_timeout, DURATION_MAX, "/spec/drainTimeout");
+        }
         self.probe(&spec.readiness_probe, "/spec/readinessProbe");
         if let Some(probe) = &spec.liveness_probe {
             self.probe(probe, "/spec/livenessProbe");
@@ -174,6 +177,21 @@ impl Checker {
             "a request needs time; use 1ms or more".into()
         });
         self.at_most(settings.timeout, TIMEOUT_MAX, &timeout);
+        if let Some(idle) = settings.stream_idle_timeout {
+            let pointer = format!("{base}/streamIdleTimeout");
+            self.require(idle > Span::ZERO, &pointer, || {
+                "a stream needs time from one byte to the next; use 1ms or more".into()
+            });
+            self.at_most(idle, TIMEOUT_MAX, &pointer);
+        }
+        if let Some(max_duration) = settings.max_duration {
+            let pointer = format!("{base}/maxDuration");
+            self.require(max_duration >= settings.timeout, &pointer, || {
+                let timeout = settings.timeout;
+                format!("{max_duration} is less than `timeout`, {timeout}, within which the response has only to begin; use {timeout} or more")
+            });
+            self.at_most(max_duration, DURATION_MAX, &pointer);
+        }
         self.at_most(
             settings.max_queue_wait,
             QUEUE_WAIT_MAX,

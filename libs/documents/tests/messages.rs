@@ -527,6 +527,26 @@ const DEPLOYMENT_CASES: &[Case] = &[
     ),
     (
         "{timeout: 5s}",
+        "{timeout: 5s, maxDuration: 2s}",
+        &[
+            "10:46: /spec/requestSettings/maxDuration: 2s is less than `timeout`, 5s, within which the response has only to begin; use 5s or more",
+        ],
+    ),
+    (
+        "{timeout: 5s}",
+        "{streamIdleTimeout: 0s, maxDuration: 2d}",
+        &[
+            "10:40: /spec/requestSettings/streamIdleTimeout: a stream needs time from one byte to the next; use 1ms or more",
+            "10:57: /spec/requestSettings/maxDuration: 2d is too long; use at most 1d",
+        ],
+    ),
+    (
+        "instances: 1",
+        "drainTimeout: 2d",
+        &["8:17: /spec/drainTimeout: 2d is too long; use at most 1d"],
+    ),
+    (
+        "{timeout: 5s}",
         "5s",
         &[
             "10:3: /spec/requestSettings: this is the string \"5s\", but a mapping of fields is expected; write a mapping of fields",

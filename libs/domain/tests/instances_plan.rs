@@ -334,6 +334,59 @@ fn a_scale_in_drains_first_and_removes_only_when_the_gateways_have_released() {
     assert_eq!(world.plan(), []);
 }
 
+/// How long the only instance drains if the deployment gets this spec after its start.
+fn drain_timeout(started_with: DeploymentSpec, present: DeploymentSpec) -> Span {
+    let mut world = World::new();
+    let update = |spec: DeploymentSpec| {
+        Event::DeploymentUpdated(DeploymentUpdated {
+            deployment: name("blue"),
+            revision: 1,
+            labels: BTreeMap::new(),
+            spec,
+        })
+    };
+    world.append(update(started_with));
+    world.grant(1);
+    world.settle();
+    world.append(update(present));
+    world.grant(0);
+    let orders = world.plan();
+    let [Event::InstanceDraining(draining)] = orders.as_slice() else {
+        panic!("{orders:?}")
+    };
+    draining.timeout
+}
+
+#[test]
+fn a_drain_lasts_as_long_as_the_longest_request_by_the_present_or_the_instances_spec() {
+    let with = |timeout: u64, max_duration: Option<u64>| {
+        let mut spec = spec();
+        spec.request_settings.timeout = Span::from_secs(timeout);
+        spec.request_settings.max_duration = max_duration.map(Span::from_secs);
+        spec
+    };
+    let cases = [
+        (with(2, None), with(60, None), 60),
+        (with(60, None), with(2, None), 60),
+        (with(2, None), with(2, Some(3600)), 3600),
+        (with(2, Some(90)), with(60, None), 90),
+    ];
+    for (started_with, present, seconds) in cases {
+        let expected = Span::from_secs(seconds + 10);
+        assert_eq!(drain_timeout(started_with, present), expected, "{seconds}");
+    }
+}
+
+#[test]
+fn a_drain_timeout_replaces_the_longest_request_as_the_limit_of_a_drain() {
+    let with = |drain_timeout: u64| DeploymentSpec {
+        drain_timeout: Some(Span::from_secs(drain_timeout)),
+        ..spec()
+    };
+    assert_eq!(drain_timeout(with(3), with(3)), Span::from_secs(3));
+    assert_eq!(drain_timeout(with(3), with(30)), Span::from_secs(30));
+}
+
 #[test]
 fn a_scale_in_takes_instances_that_serve_nothing_before_ready_ones() {
     let mut world = World::new();

@@ -44,6 +44,10 @@ pub struct DeploymentSpec {
     /// Timeouts and concurrency.
     #[serde(default)]
     pub request_settings: RequestSettings,
+    /// How long an instance that gets no new requests may take to finish those in flight, before it is
+    /// stopped regardless; the longest that a request may take by default. 0s to 1d.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_timeout: Option<Span>,
     /// Determines whether an instance gets requests.
     #[serde(default = "ProbeSpec::readiness")]
     pub readiness_probe: ProbeSpec,
@@ -124,9 +128,18 @@ pub struct SecretRef {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RequestSettings {
-    /// Maximum time from the dispatch of a request to the last byte of the response; 408 if exceeded. 1ms
-    /// to 1h; 5s by default.
+    /// Maximum time from the dispatch of a request to the first byte of the response, not counting the time
+    /// in which its body is sent; 408 if exceeded. Without `maxDuration` it is also the maximum time to the
+    /// last byte, the sending of the body included. 1ms to 1h; 5s by default.
     pub timeout: Span,
+    /// Maximum time without a byte of the response, or of a request's body while it is received. 1ms to 1h;
+    /// by default 60s if `maxDuration` is set, and unlimited otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream_idle_timeout: Option<Span>,
+    /// Maximum time from the dispatch of a request to the last byte of the response. `timeout` to 1d; equal
+    /// to `timeout` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_duration: Option<Span>,
     /// Maximum concurrent requests per instance, over all gateways; 1 by default.
     pub max_concurrent_requests_per_instance: u32,
     /// How long a request may wait for an instance before it is answered 429 or 503; 500ms by default.
@@ -141,6 +154,23 @@ pub struct RequestSettings {
 /// (gunicorn) needs a lower value.
 const KEEP_ALIVE_IDLE_DEFAULT: Span = Span::from_secs(2);
 
+/// As in nginx, Envoy and most load balancers, within a factor of five.
+const STREAM_IDLE_DEFAULT: Span = Span::from_secs(60);
+
+impl RequestSettings {
+    /// Maximum time from the dispatch of a request to the last byte of the response.
+    pub fn longest_request(&self) -> Span {
+        self.max_duration.unwrap_or(self.timeout)
+    }
+
+    /// Maximum time without a byte, in either direction; `None` if only the whole request is limited, as
+    /// it was before there was a `max_duration`.
+    pub fn stream_idle(&self) -> Option<Span> {
+        let default = self.max_duration.map(|_| STREAM_IDLE_DEFAULT);
+        self.stream_idle_timeout.or(default)
+    }
+}
+
 fn is_keep_alive_idle_default(idle: &Span) -> bool {
     *idle == KEEP_ALIVE_IDLE_DEFAULT
 }
@@ -149,6 +179,8 @@ impl Default for RequestSettings {
     fn default() -> Self {
         Self {
             timeout: Span::from_secs(5),
+            stream_idle_timeout: None,
+            max_duration: None,
             max_concurrent_requests_per_instance: 1,
             max_queue_wait: Span::from_millis(500),
             keep_alive_idle: KEEP_ALIVE_IDLE_DEFAULT,

@@ -18,8 +18,11 @@ pub const ENV_MAX: usize = 256;
 pub const ENV_VALUE_BYTES_MAX: usize = 16 * 1024;
 /// Maximum size of a spec. It is copied into events for each instance, which are limited to 256 KiB.
 pub const SPEC_BYTES_MAX: usize = 64 * 1024;
-/// Maximum request timeout. Azure allows 180 s; large language models take longer.
+/// Maximum time to the first byte of a response. Azure allows 180 s; large language models take longer.
 pub const TIMEOUT_MAX: Span = Span::from_secs(3600);
+/// Maximum duration of a request in total, and of a drain: a streamed response may go on for long after its
+/// first byte.
+pub const DURATION_MAX: Span = Span::from_secs(24 * 3600);
 /// Maximum queue wait. Clients give up before that.
 pub const QUEUE_WAIT_MAX: Span = Span::from_secs(300);
 /// Maximum idle time of a connection. Servers seldom keep an idle connection for longer.

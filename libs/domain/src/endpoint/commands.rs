@@ -545,6 +545,7 @@ fn needs_new_instances(old: &DeploymentSpec, new: &DeploymentSpec) -> bool {
     let adjusted = DeploymentSpec {
         instances: old.instances,
         request_settings: old.request_settings.clone(),
+        drain_timeout: old.drain_timeout,
         ..new.clone()
     };
     adjusted != *old

@@ -16,12 +16,16 @@ fn document(arguments: &[&str]) -> Value {
     document
 }
 
-/// Applies the document and waits until an instance is ready; returns the endpoint's key.
-async fn deploy(penstock: &Penstock, document: &Value) -> String {
+async fn create(penstock: &Penstock, document: &Value) {
     penstock
         .put("/v1/endpoints/iris", &endpoint_document("iris"))
         .await;
     penstock.put(PATH, document).await;
+}
+
+/// Applies the document and waits until an instance is ready; returns the endpoint's key.
+async fn deploy(penstock: &Penstock, document: &Value) -> String {
+    create(penstock, document).await;
     let traffic = json!({"traffic": {"blue": 100}});
     penstock.put("/v1/endpoints/iris/traffic", &traffic).await;
     penstock.until_ready_instances("iris", "blue", 1).await;
@@ -97,4 +101,57 @@ async fn a_stream_that_the_model_leaves_open_ends_with_an_error_event() {
         "{text}"
     );
     assert!(text.contains("stream-idle"), "{text}");
+}
+
+/// Waits until an instance that is starting says what it waits for.
+async fn until_starting(penstock: &Penstock) -> String {
+    eventually("what the start waits for", || async {
+        let starting = penstock.instances("iris", "blue", "starting").await;
+        let detail = starting.first()?["detail"].as_str()?;
+        Some(detail.to_owned())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_server_that_imports_for_long_is_starting_and_becomes_ready() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    let mut document = document(&["--import", "6"]);
+    document["spec"]["readinessProbe"]["failureThreshold"] = json!(3);
+    create(&penstock, &document).await;
+    let detail = until_starting(&penstock).await;
+    assert!(
+        detail.starts_with("port ") && detail.ends_with(" is closed"),
+        "{detail}"
+    );
+    penstock.until_ready_instances("iris", "blue", 1).await;
+    let instances = penstock.get("/v1/instances?endpoint=iris").await;
+    assert_eq!(
+        instances["items"].as_array().unwrap().len(),
+        1,
+        "the first start succeeded"
+    );
+    penstock.verify().await;
+}
+
+#[tokio::test]
+async fn a_probe_of_a_path_that_does_not_exist_says_what_to_set() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    let mut document = document(&[]);
+    document["spec"]["readinessProbe"]["path"] = json!("/");
+    create(&penstock, &document).await;
+    let expected = "probe `/` answers 404: set `readinessProbe.path`";
+    assert_eq!(until_starting(&penstock).await, expected);
+    let available = penstock.get(PATH).await["status"]["available"].clone();
+    assert_eq!(available["reason"], "Starting");
+    let message = available["message"].as_str().unwrap();
+    assert!(message.ends_with(expected), "{message}");
+    let shown = penstock.cli(&["get", "instances", "iris/blue"]).await;
+    let table = String::from_utf8(shown.stdout).unwrap();
+    assert!(
+        table.contains("starting ") && table.contains(expected),
+        "{table}"
+    );
 }

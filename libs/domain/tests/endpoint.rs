@@ -386,7 +386,7 @@ fn a_deployment_is_gone_when_its_last_instance_is_and_an_endpoint_after_its_last
 #[test]
 fn only_changes_that_need_new_instances_raise_the_instance_revision() {
     type Change = fn(&mut DeploymentSpec);
-    let table: [(&str, Change, u64); 9] = [
+    let table: [(&str, Change, u64); 10] = [
         ("instances", |s| s.instances = 5, 1),
         (
             "request settings",
@@ -396,6 +396,11 @@ fn only_changes_that_need_new_instances_raise_the_instance_revision() {
         (
             "drain timeout",
             |s| s.drain_timeout = Some(Span::from_secs(9)),
+            1,
+        ),
+        (
+            "startup timeout",
+            |s| s.startup_timeout = Some(Span::from_secs(9)),
             1,
         ),
         ("command", |s| s.command = vec!["x".into()], 2),

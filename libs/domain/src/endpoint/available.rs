@@ -44,9 +44,14 @@ pub fn message(deployment: &Deployment, instances: &Instances, wanted: Option<u3
     if ready >= wanted && !replaced {
         return message;
     }
-    if let Some(failure) = newest_failure(deployment, instances) {
-        message.push_str("; ");
-        message.push_str(&failure);
+    for detail in [
+        newest_failure(deployment, instances),
+        slowest_start(deployment, instances),
+    ] {
+        if let Some(detail) = detail {
+            message.push_str("; ");
+            message.push_str(&detail);
+        }
     }
     message
 }
@@ -57,6 +62,14 @@ fn of<'a>(deployment: &Deployment, instances: &'a Instances) -> impl Iterator<It
 
 fn ready(deployment: &Deployment, instances: &Instances) -> u32 {
     of(deployment, instances).filter(|i| i.is_ready()).count() as u32
+}
+
+/// What the instance that has been starting for longest waits for; `None` unless one takes long.
+fn slowest_start(deployment: &Deployment, instances: &Instances) -> Option<String> {
+    let starting = of(deployment, instances)
+        .filter(|i| i.phase == Phase::Starting && !i.detail.is_empty())
+        .min_by_key(|i| i.started_at)?;
+    Some(format!("{} is starting: {}", starting.id, starting.detail))
 }
 
 /// What failed last at the present revision; `None` if nothing has failed since it changed or was

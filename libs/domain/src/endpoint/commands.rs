@@ -539,13 +539,14 @@ fn put_deployment(
 }
 
 /// Whether the new spec requires other instances. Their number and how requests reach them can
-/// change without replacing them; everything else requires new ones, probes included, since an
+/// change without replacing them, and how long the next ones may take to start; everything else requires new ones, probes included, since an
 /// instance is watched by the probes that it was started with.
 fn needs_new_instances(old: &DeploymentSpec, new: &DeploymentSpec) -> bool {
     let adjusted = DeploymentSpec {
         instances: old.instances,
         request_settings: old.request_settings.clone(),
         drain_timeout: old.drain_timeout,
+        startup_timeout: old.startup_timeout,
         ..new.clone()
     };
     adjusted != *old

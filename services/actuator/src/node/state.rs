@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use backends::{ObservedInstance, ObservedPhase, StartSpec};
 use contract::events::{
-    Event, InstanceEnded, InstanceEvent, InstanceStarted, InstanceUnhealthy, InstanceUnready,
+    Event, InstanceEnded, InstanceEvent, InstanceStarted, InstanceStarting, InstanceUnhealthy,
+    InstanceUnready,
 };
 use contract::ids::{EndpointKey, InstanceId, Name, Uid};
 use contract::log::{Record, StreamName};
@@ -309,6 +310,7 @@ impl NodeState {
             pid: None,
             phase,
             adopted: false,
+            progress: None,
             unhealthy: None,
         }
     }
@@ -573,6 +575,16 @@ fn running_events(
         }
     }
     match observed {
+        ObservedPhase::Starting if phase == Phase::Starting => {
+            let progress = local.observed.progress.as_ref();
+            let unreported = progress.filter(|progress| **progress != instance.detail);
+            events.extend(unreported.map(|detail| {
+                Event::InstanceStarting(InstanceStarting {
+                    id: instance.id.clone(),
+                    detail: detail.clone(),
+                })
+            }));
+        }
         ObservedPhase::Ready if phase != Phase::Ready => {
             let id = instance.id.clone();
             events.push(Event::InstanceReady(InstanceEvent { id }));

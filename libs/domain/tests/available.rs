@@ -161,11 +161,13 @@ impl World {
 
     fn change(&mut self) {
         self.revision += 1;
+        let mut spec = spec();
+        spec.instance_type = format!("r{}", self.revision);
         let updated = DeploymentUpdated {
             deployment: name("blue"),
             revision: self.revision,
             labels: Default::default(),
-            spec: spec(),
+            spec,
         };
         self.append(StreamKind::Endpoint, Event::DeploymentUpdated(updated));
     }

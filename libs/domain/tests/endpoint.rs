@@ -143,7 +143,7 @@ impl World {
         self.run(Command::PutDeployment {
             deployment: name(deployment),
             labels: BTreeMap::new(),
-            spec,
+            spec: Box::new(spec),
             uid,
         })
     }
@@ -304,6 +304,23 @@ fn a_changed_deployment_succeeds_when_no_instance_of_the_old_one_is_left() {
     world.settle();
     assert_eq!(world.state("blue"), ProvisioningState::Updating);
     world.drain("old");
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Succeeded);
+}
+
+#[test]
+fn a_deployment_that_was_changed_back_succeeds_with_the_instances_that_it_had() {
+    let mut world = World::with(&["blue"]);
+    world.granted.insert(name("blue"), 1);
+    world.ready("first", "blue");
+    world.settle();
+    let changed = DeploymentSpec {
+        instance_type: "large".into(),
+        ..spec()
+    };
+    world.put("blue", changed).unwrap();
+    world.put("blue", spec()).unwrap();
+    assert_eq!(world.state("blue"), ProvisioningState::Updating);
     world.settle();
     assert_eq!(world.state("blue"), ProvisioningState::Succeeded);
 }

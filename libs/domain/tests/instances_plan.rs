@@ -213,11 +213,13 @@ impl World {
 
     fn change_command(&mut self) {
         let revision = self.endpoint.as_ref().unwrap().deployments[&name("blue")].instance_revision;
+        let mut spec = spec();
+        spec.command.push(format!("--revision={}", revision + 1));
         self.append(Event::DeploymentUpdated(DeploymentUpdated {
             deployment: name("blue"),
             revision: revision + 1,
             labels: BTreeMap::new(),
-            spec: spec(),
+            spec,
         }));
     }
 
@@ -604,6 +606,35 @@ fn a_rollout_replaces_every_instance_and_never_falls_below_the_wanted_number() {
     let after: BTreeSet<_> = world.ids_in(InstanceState::Ready).into_iter().collect();
     assert_eq!(after.len(), 4);
     assert!(before.is_disjoint(&after));
+}
+
+#[test]
+fn going_back_to_a_spec_keeps_the_instances_that_still_run_with_it() {
+    let mut world = World::new();
+    world.grant(4);
+    world.settle();
+    let first: BTreeSet<InstanceId> = world.instances.instances.keys().cloned().collect();
+    let update = |revision: u64, spec: DeploymentSpec| {
+        Event::DeploymentUpdated(DeploymentUpdated {
+            deployment: name("blue"),
+            revision,
+            labels: BTreeMap::new(),
+            spec,
+        })
+    };
+    let changed = DeploymentSpec {
+        command: vec!["y".into(), "{port}".into()],
+        ..spec()
+    };
+    world.append(update(2, changed));
+    assert_eq!(requests(&world.plan()), 1, "the rollout has begun");
+    // How requests are sent may differ from then.
+    let mut back = spec();
+    back.request_settings.timeout = Span::from_secs(9);
+    world.append(update(3, back));
+    world.settle();
+    let kept: BTreeSet<InstanceId> = world.instances.instances.keys().cloned().collect();
+    assert_eq!(kept, first);
 }
 
 #[test]

@@ -40,18 +40,17 @@ pub fn message(deployment: &Deployment, instances: &Instances, wanted: Option<u3
         (1, wanted) => format!("1 of {wanted} instances is ready"),
         (ready, wanted) => format!("{ready} of {wanted} instances are ready"),
     };
-    let replaced = of(deployment, instances).any(|i| i.revision != deployment.instance_revision);
+    let replaced = of(deployment, instances).any(|i| !deployment.is_made_of(i));
     if ready >= wanted && !replaced {
         return message;
     }
-    for detail in [
-        newest_failure(deployment, instances),
-        slowest_start(deployment, instances),
-    ] {
-        if let Some(detail) = detail {
-            message.push_str("; ");
-            message.push_str(&detail);
-        }
+    let failure = newest_failure(deployment, instances);
+    for detail in failure
+        .into_iter()
+        .chain(slowest_start(deployment, instances))
+    {
+        message.push_str("; ");
+        message.push_str(&detail);
     }
     message
 }

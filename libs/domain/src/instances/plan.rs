@@ -229,7 +229,7 @@ impl<'a> Fleet<'a> {
         let (current, old) = instances
             .of(deployment.uid)
             .filter(|instance| instance.is_kept() && !context.is_lost(instance))
-            .partition(|instance| instance.revision == deployment.instance_revision);
+            .partition(|instance| deployment.is_made_of(instance));
         let has_lost = instances
             .of(deployment.uid)
             .any(|instance| context.is_lost(instance));

@@ -222,6 +222,19 @@ impl NodeState {
         })
     }
 
+    /// The number of instances of this node's backends that have not ended.
+    pub(super) fn running(&self) -> usize {
+        let has_ended = |local: &LocalInstance| {
+            let phase = &local.observed.phase;
+            matches!(
+                phase,
+                ObservedPhase::Exited { .. } | ObservedPhase::Removed { .. }
+            )
+        };
+        let running = self.local.values().filter(|local| !has_ended(local));
+        running.count()
+    }
+
     /// Handles a change reported by a backend.
     pub(super) fn observe(&mut self, kind: BackendKind, observed: ObservedInstance) {
         let id = observed.id.clone();

@@ -69,7 +69,7 @@ async fn exchange(
     }
     let mut received = Vec::new();
     let mut ends = async || -> std::io::Result<usize> {
-        let mut piece = [0; 4096];
+        let mut piece = vec![0; 4096];
         loop {
             let read = client.read(&mut piece).await?;
             received.extend_from_slice(&piece[..read]);
@@ -164,7 +164,7 @@ async fn a_stream_that_never_pauses_is_cut_at_the_maximum_duration() {
     };
     let reading = async {
         let mut received = Vec::new();
-        let mut piece = [0; 4096];
+        let mut piece = vec![0; 4096];
         while !received.ends_with(b"0\r\n\r\n") {
             let read = client.read(&mut piece).await.unwrap();
             assert_ne!(read, 0, "closed without a last event");
@@ -189,7 +189,7 @@ async fn a_stream_of_events_whose_instance_breaks_off_ends_with_an_error_event()
     write_chunk(&mut stream, "data: 1\n\n").await;
     let mut received = Vec::new();
     let read_to = async |client: &mut TcpStream, received: &mut Vec<u8>, end: &str| {
-        let mut piece = [0; 4096];
+        let mut piece = vec![0; 4096];
         while !String::from_utf8_lossy(received).contains(end) {
             let read = within_timeout(end, client.read(&mut piece)).await.unwrap();
             assert_ne!(read, 0, "closed before {end}");

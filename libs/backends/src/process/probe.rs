@@ -315,7 +315,7 @@ async fn send_probe(address: SocketAddr, spec: &ProbeSpec) -> ProbeOutcome {
         answer.map_or_else(ProbeOutcome::Failed, |()| ProbeOutcome::Success)
     };
     let outcome = timeout(spec.timeout.to_std(), outcome).await;
-    outcome.unwrap_or_else(|_| ProbeOutcome::Failed(ProbeFailure::Late(spec.timeout)))
+    outcome.unwrap_or(ProbeOutcome::Failed(ProbeFailure::Late(spec.timeout)))
 }
 
 /// Uses a new connection for each probe: an instance that accepts none is not healthy.

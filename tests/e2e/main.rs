@@ -13,5 +13,7 @@ mod metrics;
 mod scaling;
 mod secrets;
 mod starting;
+mod stopping;
 #[path = "../support/mod.rs"]
 mod support;
+mod time_limits;

@@ -455,13 +455,15 @@ impl World {
         let fold = &self.truth[&key(endpoint)];
         let revision =
             fold.endpoint.as_ref().unwrap().deployments[&name("blue")].instance_revision + 1;
+        let mut spec = deployment_spec(instances);
+        spec.instance_type = format!("r{revision}");
         self.control(
             endpoint,
             Event::DeploymentUpdated(DeploymentUpdated {
                 deployment: name("blue"),
                 revision,
                 labels: BTreeMap::new(),
-                spec: deployment_spec(instances),
+                spec,
             }),
         );
     }

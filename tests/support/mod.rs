@@ -118,6 +118,16 @@ impl Penstock {
         Self::start_by(limited(ulimit), folder, &[]).await
     }
 
+    /// Starts by a program that is given the binary under test and its arguments.
+    pub async fn start_through(folder: &DataFolder, program: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .arg(env!("CARGO_BIN_EXE_penstock"))
+            .stdout(Stdio::null());
+        Self::start_by(command, folder, &[]).await
+    }
+
     async fn start_by(mut command: Command, folder: &DataFolder, arguments: &[&str]) -> Self {
         let data = folder.path().to_owned();
         let ready_file = data.join("ready.json");
@@ -183,13 +193,23 @@ impl Penstock {
         self.process.kill().await.unwrap();
     }
 
-    /// SIGTERM; waits for the process to end.
-    pub async fn stop(mut self) -> std::process::ExitStatus {
+    /// Sends a signal, such as `-HUP`.
+    pub fn signal(&self, signal: &str) {
         let id = self.process_id().to_string();
         std::process::Command::new("kill")
-            .args(["-TERM", &id])
+            .args([signal, &id])
             .status()
             .unwrap();
+    }
+
+    /// SIGTERM; waits for the process to end.
+    pub async fn stop(self) -> std::process::ExitStatus {
+        self.stop_by("-TERM").await
+    }
+
+    /// Sends a signal; waits for the process to end.
+    pub async fn stop_by(mut self, signal: &str) -> std::process::ExitStatus {
+        self.signal(signal);
         let ended = tokio::time::timeout(PATIENCE, self.process.wait()).await;
         ended
             .unwrap_or_else(|_| panic!("penstock does not stop:\n{}", serve_log(&self.data)))

@@ -286,7 +286,7 @@ fn instances(rows: &[Value], now: Timestamp) -> Table {
         table.row(vec![
             text(row, "/id"),
             format!("{}/{}", text(row, "/endpoint"), text(row, "/deployment")),
-            text(row, "/state"),
+            instance_state(row, now),
             text(row, "/node"),
             text(row, "/address"),
             text(row, "/pid"),
@@ -294,6 +294,16 @@ fn instances(rows: &[Value], now: Timestamp) -> Table {
         ]);
     }
     table
+}
+
+/// The state, and for a start that takes long since when and what it waits for.
+fn instance_state(row: &Value, now: Timestamp) -> String {
+    let (state, detail) = (text(row, "/state"), text(row, "/detail"));
+    if state != "starting" || detail.is_empty() || !text(row, "/readyAt").is_empty() {
+        return state;
+    }
+    let since = age(&text(row, "/startedAt"), now);
+    format!("{state} {since}, {detail}")
 }
 
 fn access(rows: &[Value], now: Timestamp) -> Table {
@@ -313,6 +323,19 @@ fn access(rows: &[Value], now: Timestamp) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_start_that_takes_long_says_for_how_long_and_what_it_waits_for() {
+        let now: Timestamp = "2026-10-10T12:00:36.000Z".parse().unwrap();
+        let starting = serde_json::json!({"state": "starting", "startedAt": "2026-10-10T12:00:00.000Z",
+            "detail": "port 4123 is closed"});
+        assert_eq!(
+            instance_state(&starting, now),
+            "starting 36s, port 4123 is closed"
+        );
+        let ready = serde_json::json!({"state": "ready"});
+        assert_eq!(instance_state(&ready, now), "ready");
+    }
 
     #[test]
     fn get_supports_every_kind_of_document() {

@@ -45,6 +45,8 @@ pub struct ObservedInstance {
     pub phase: ObservedPhase,
     /// Whether it was found running after a restart of Penstock.
     pub adopted: bool,
+    /// What it waits for before it is ready, if that takes long.
+    pub progress: Option<String>,
     /// Why it fails its liveness probe, if so: it runs on until its removal is requested.
     pub unhealthy: Option<String>,
 }

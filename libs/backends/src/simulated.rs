@@ -192,6 +192,7 @@ impl SimulatedInstances {
             pid: None,
             phase: instance.phase.clone(),
             adopted: false,
+            progress: None,
             unhealthy: None,
         })
     }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod grpc_server;
 mod support;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use backends::logs::{LogLimits, logs};
 use backends::process::{Host, ProcessBackend, ProcessConfig, installation_id, node_id};
 use backends::{Backend, BackendError, ObservedInstance, ObservedPhase, StartSpec};
 use contract::ids::InstanceId;
-use contract::resources::EnvValue;
+use contract::resources::{EnvValue, ProbeProtocol};
 use contract::time::Span;
 use support::{Behaviour, call, is_running, start_spec};
 use tokio::sync::mpsc;
@@ -24,6 +25,7 @@ use tokio::sync::mpsc;
 #[test]
 #[ignore = "the server that other tests start"]
 fn the_tiny_server() {
+    grpc_server::serve();
     support::serve();
 }
 
@@ -373,6 +375,7 @@ async fn an_adopted_instance_that_is_not_ready_in_time_is_ended() {
     let data = tempfile::tempdir().unwrap();
     let mut start = start_spec("a-1", 1, &Behaviour::default());
     start.spec.readiness_probe.failure_threshold = 3;
+    start.spec.startup_timeout = Some(Span::from_secs(5));
     start.spec.liveness_probe = None;
     Parent::start(data.path(), &[start]).kill_when_ready(1);
     let port = record(data.path(), "a-1")["port"].as_u64().unwrap();
@@ -506,7 +509,7 @@ async fn an_instance_that_listens_on_loopback_alone_is_not_ready_on_another_host
     elsewhere.host = Host::advertised("127.0.0.2").unwrap();
     let backend = ProcessBackend::open(elsewhere).await.unwrap();
     let mut start = start_spec("a-1", 1, &Behaviour::default().with("HOST", "127.0.0.1"));
-    start.spec.readiness_probe.failure_threshold = 5;
+    start.spec.startup_timeout = Some(Span::from_secs(1));
     let mut changes = backend.watch();
     backend.ensure(start).await.unwrap();
     let ended = until(&mut changes, is_exited).await;
@@ -576,16 +579,101 @@ async fn an_instance_that_is_not_ready_in_time_is_ended() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;
     let mut start = start_spec("a-1", 1, &Behaviour::default().with("FAIL_READINESS", 1));
-    start.spec.readiness_probe.failure_threshold = 20;
+    start.spec.startup_timeout = Some(Span::from_millis(400));
     let mut changes = backend.watch();
     backend.ensure(start).await.unwrap();
     let exited = until(&mut changes, is_exited).await;
     let reason = reason_of_exit(&exited);
+    // Depending on how fast it starts, it answers before the end, or its port is still closed.
     assert!(
-        reason.starts_with("not ready after 400ms (20 probes of `/ready`"),
+        reason.starts_with("not ready after 400ms (`startupTimeout`): "),
         "{reason}"
     );
     assert!(processes_of(data.path()).is_empty());
+}
+
+#[tokio::test]
+async fn a_start_may_take_longer_than_readiness_probes_may_fail() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let mut start = start_spec("a-1", 1, &Behaviour::default().with("START_DELAY_MS", 1000));
+    start.spec.readiness_probe.failure_threshold = 3;
+    let ready = started(&backend, start).await;
+    removed(&backend, &ready.id, GRACE).await;
+}
+
+/// The first thing that an instance is reported to wait for.
+async fn progress(backend: &ProcessBackend, start: StartSpec) -> String {
+    let mut changes = backend.watch();
+    backend.ensure(start).await.unwrap();
+    let reported = async {
+        loop {
+            let observed = changes.recv().await.unwrap();
+            if let Some(progress) = observed.progress {
+                assert_eq!(observed.phase, ObservedPhase::Starting);
+                return progress;
+            }
+        }
+    };
+    tokio::time::timeout(TIMEOUT, reported).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_instance_whose_port_stays_closed_is_reported_to_be_starting() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let start = start_spec(
+        "a-1",
+        1,
+        &Behaviour::default().with("START_DELAY_MS", 60_000),
+    );
+    let progress = progress(&backend, start).await;
+    let port = record(data.path(), "a-1")["port"].as_u64().unwrap();
+    assert_eq!(progress, format!("port {port} is closed"));
+    removed(&backend, &InstanceId::from("a-1".to_owned()), Span::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_probe_path_that_does_not_exist_is_reported_with_what_to_set() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let mut start = start_spec("a-1", 1, &Behaviour::default());
+    start.spec.readiness_probe.path = "/missing".into();
+    let progress = progress(&backend, start).await;
+    let expected = "probe `/missing` answers 404: set `readinessProbe.path`";
+    assert_eq!(progress, expected);
+    removed(&backend, &InstanceId::from("a-1".to_owned()), Span::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_tcp_probe_needs_only_an_open_port() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let mut start = start_spec("a-1", 1, &Behaviour::default().with("FAIL_READINESS", 1));
+    start.spec.readiness_probe.protocol = ProbeProtocol::Tcp;
+    start.spec.liveness_probe = None;
+    let ready = started(&backend, start).await;
+    removed(&backend, &ready.id, GRACE).await;
+}
+
+#[tokio::test]
+async fn a_grpc_probe_asks_for_the_health_of_the_service() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let mut start = start_spec("a-1", 1, &Behaviour::default().with("GRPC_SERVICE", "iris"));
+    start.spec.readiness_probe.protocol = ProbeProtocol::Grpc;
+    start.spec.readiness_probe.service = "iris".into();
+    start.spec.liveness_probe = None;
+    let ready = started(&backend, start.clone()).await;
+    removed(&backend, &ready.id, GRACE).await;
+    start.id = InstanceId::from("a-2".to_owned());
+    start.spec.readiness_probe.service = "rose".into();
+    start.spec.startup_timeout = Some(Span::from_secs(2));
+    let mut changes = backend.watch();
+    backend.ensure(start).await.unwrap();
+    let exited = until(&mut changes, is_exited).await;
+    let reason = reason_of_exit(&exited);
+    assert!(reason.contains("knows no service `rose`"), "{reason}");
 }
 
 #[tokio::test]

@@ -139,6 +139,8 @@ events! {
     "instance.removal-requested" v 1 in [Instances] => InstanceRemovalRequested(InstanceRemovalRequested),
     /// An instance was started.
     "instance.started" v 1 in [Node] => InstanceStarted(InstanceStarted),
+    /// An instance takes long to start, and what it waits for.
+    "instance.starting" v 1 in [Node] => InstanceStarting(InstanceStarting),
     /// An instance passes its readiness probe.
     "instance.ready" v 1 in [Node] => InstanceReady(InstanceEvent),
     /// An instance no longer passes its readiness probe.
@@ -583,6 +585,16 @@ pub struct InstanceStarted {
     pub pid: Option<u32>,
     /// Whether it was found running after a restart of Penstock.
     pub adopted: bool,
+}
+
+/// An instance that is not ready yet, although it was started a while ago.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceStarting {
+    /// The id of the instance.
+    pub id: InstanceId,
+    /// What it waits for, for people.
+    pub detail: String,
 }
 
 /// An instance that temporarily gets no requests.

@@ -138,6 +138,10 @@ fn examples() -> BTreeMap<&'static str, Value> {
         ),
         ("instance.ready", json!({"id": id})),
         (
+            "instance.starting",
+            json!({"id": id, "detail": "probe `/` answers 404: set `readinessProbe.path`"}),
+        ),
+        (
             "instance.unready",
             json!({"id": id, "reason": "the probe was answered 503"}),
         ),

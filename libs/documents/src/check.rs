@@ -3,13 +3,15 @@
 
 use contract::problem::{Finding, escape};
 use contract::resources::limits::{
-    self, ARGUMENT_BYTES_MAX, CONCURRENT_REQUESTS_MAX, ENV_MAX, ENV_VALUE_BYTES_MAX,
+    self, ARGUMENT_BYTES_MAX, CONCURRENT_REQUESTS_MAX, DURATION_MAX, ENV_MAX, ENV_VALUE_BYTES_MAX,
     INSTANCE_TYPE_BYTES_MAX, KEEP_ALIVE_IDLE_MAX, LABEL_BYTES_MAX, LABELS_MAX,
-    PROBE_PATH_BYTES_MAX, PROBE_PERIOD_MIN, PROBE_SPAN_MAX, PROBE_THRESHOLD_MAX, QUEUE_WAIT_MAX,
-    REQUEST_BYTES_MAX, RESERVED_ENV_PREFIX, SPEC_BYTES_MAX, TIMEOUT_MAX,
+    PROBE_PATH_BYTES_MAX, PROBE_PERIOD_MIN, PROBE_SERVICE_BYTES_MAX, PROBE_SPAN_MAX,
+    PROBE_THRESHOLD_MAX, QUEUE_WAIT_MAX, REQUEST_BYTES_MAX, RESERVED_ENV_PREFIX, SPEC_BYTES_MAX,
+    STARTUP_TIMEOUT_MIN, TIMEOUT_MAX,
 };
 use contract::resources::{
-    DeploymentSpec, EndpointSpec, EnvValue, Labels, ProbeSpec, RequestSettings, Resource,
+    DeploymentSpec, EndpointSpec, EnvValue, Labels, ProbeProtocol, ProbeSpec, RequestSettings,
+    Resource,
 };
 use contract::time::Span;
 use serde_json::Value;
@@ -108,6 +110,20 @@ impl Checker {
             .extend(limits::instances(spec.instances, "/spec/instances"));
         self.env(spec);
         self.request_settings(&spec.request_settings);
+        if let Some(drain_timeout) = spec.drain_timeout {
+            self.at_most(drain_timeout, DURATION_MAX, "/spec/drainTimeout");
+        }
+        if let Some(startup_timeout) = spec.startup_timeout {
+            let pointer = "/spec/startupTimeout";
+            self.require(startup_timeout >= STARTUP_TIMEOUT_MIN, pointer, || {
+                format!("a start needs time; use {STARTUP_TIMEOUT_MIN} or more")
+            });
+            self.at_most(startup_timeout, DURATION_MAX, pointer);
+            let delay = spec.readiness_probe.initial_delay;
+            self.require(startup_timeout > delay, pointer, || {
+                format!("{startup_timeout} is over before the first readiness probe, after {delay}; use more")
+            });
+        }
         self.probe(&spec.readiness_probe, "/spec/readinessProbe");
         if let Some(probe) = &spec.liveness_probe {
             self.probe(probe, "/spec/livenessProbe");
@@ -174,6 +190,21 @@ impl Checker {
             "a request needs time; use 1ms or more".into()
         });
         self.at_most(settings.timeout, TIMEOUT_MAX, &timeout);
+        if let Some(idle) = settings.stream_idle_timeout {
+            let pointer = format!("{base}/streamIdleTimeout");
+            self.require(idle > Span::ZERO, &pointer, || {
+                "a stream needs time from one byte to the next; use 1ms or more".into()
+            });
+            self.at_most(idle, TIMEOUT_MAX, &pointer);
+        }
+        if let Some(max_duration) = settings.max_duration {
+            let pointer = format!("{base}/maxDuration");
+            self.require(max_duration >= settings.timeout, &pointer, || {
+                let timeout = settings.timeout;
+                format!("{max_duration} is less than `timeout`, {timeout}, within which the response has only to begin; use {timeout} or more")
+            });
+            self.at_most(max_duration, DURATION_MAX, &pointer);
+        }
         self.at_most(
             settings.max_queue_wait,
             QUEUE_WAIT_MAX,
@@ -193,6 +224,25 @@ impl Checker {
     }
 
     fn probe(&mut self, probe: &ProbeSpec, base: &str) {
+        let (is_http, is_grpc) = (
+            probe.protocol == ProbeProtocol::Http,
+            probe.protocol == ProbeProtocol::Grpc,
+        );
+        self.require(
+            is_http || probe.has_default_path(),
+            &format!("{base}/path"),
+            || "only an http probe has a path; remove it, or remove `protocol`".into(),
+        );
+        let service = &probe.service;
+        let service_pointer = format!("{base}/service");
+        self.require(is_grpc || service.is_empty(), &service_pointer, || {
+            "only a grpc probe has a service; remove it, or use `protocol: grpc`".into()
+        });
+        self.require(
+            service.len() <= PROBE_SERVICE_BYTES_MAX,
+            &service_pointer,
+            || format!("a service's name has at most {PROBE_SERVICE_BYTES_MAX} bytes; shorten it"),
+        );
         let path = &probe.path;
         let visible = |b: u8| b.is_ascii_graphic() && b != b'#';
         let valid = path.starts_with('/')

@@ -527,6 +527,53 @@ const DEPLOYMENT_CASES: &[Case] = &[
     ),
     (
         "{timeout: 5s}",
+        "{timeout: 5s, maxDuration: 2s}",
+        &[
+            "10:34: /spec/requestSettings/maxDuration: 2s is less than `timeout`, 5s, within which the response has only to begin; use 5s or more",
+        ],
+    ),
+    (
+        "{timeout: 5s}",
+        "{streamIdleTimeout: 0s, maxDuration: 2d}",
+        &[
+            "10:21: /spec/requestSettings/streamIdleTimeout: a stream needs time from one byte to the next; use 1ms or more",
+            "10:44: /spec/requestSettings/maxDuration: 2d is too long; use at most 1d",
+        ],
+    ),
+    (
+        "instances: 1",
+        "readinessProbe: {protocol: udp}",
+        &[
+            "8:20: /spec/readinessProbe/protocol: `udp` is not a valid value; use one of: http, tcp, grpc",
+        ],
+    ),
+    (
+        "instances: 1",
+        "readinessProbe: {protocol: tcp, path: /health, service: iris}",
+        &[
+            "8:35: /spec/readinessProbe/path: only an http probe has a path; remove it, or remove `protocol`",
+            "8:50: /spec/readinessProbe/service: only a grpc probe has a service; remove it, or use `protocol: grpc`",
+        ],
+    ),
+    (
+        "instances: 1",
+        "startupTimeout: 10s\n  readinessProbe: {initialDelay: 10s}",
+        &[
+            "8:3: /spec/startupTimeout: 10s is over before the first readiness probe, after 10s; use more",
+        ],
+    ),
+    (
+        "instances: 1",
+        "startupTimeout: 500ms",
+        &["8:3: /spec/startupTimeout: a start needs time; use 1s or more"],
+    ),
+    (
+        "instances: 1",
+        "drainTimeout: 2d",
+        &["8:3: /spec/drainTimeout: 2d is too long; use at most 1d"],
+    ),
+    (
+        "{timeout: 5s}",
         "5s",
         &[
             "10:3: /spec/requestSettings: this is the string \"5s\", but a mapping of fields is expected; write a mapping of fields",

@@ -40,13 +40,17 @@ pub fn message(deployment: &Deployment, instances: &Instances, wanted: Option<u3
         (1, wanted) => format!("1 of {wanted} instances is ready"),
         (ready, wanted) => format!("{ready} of {wanted} instances are ready"),
     };
-    let replaced = of(deployment, instances).any(|i| i.revision != deployment.instance_revision);
+    let replaced = of(deployment, instances).any(|i| !deployment.is_made_of(i));
     if ready >= wanted && !replaced {
         return message;
     }
-    if let Some(failure) = newest_failure(deployment, instances) {
+    let failure = newest_failure(deployment, instances);
+    for detail in failure
+        .into_iter()
+        .chain(slowest_start(deployment, instances))
+    {
         message.push_str("; ");
-        message.push_str(&failure);
+        message.push_str(&detail);
     }
     message
 }
@@ -57,6 +61,14 @@ fn of<'a>(deployment: &Deployment, instances: &'a Instances) -> impl Iterator<It
 
 fn ready(deployment: &Deployment, instances: &Instances) -> u32 {
     of(deployment, instances).filter(|i| i.is_ready()).count() as u32
+}
+
+/// What the instance that has been starting for longest waits for; `None` unless one takes long.
+fn slowest_start(deployment: &Deployment, instances: &Instances) -> Option<String> {
+    let starting = of(deployment, instances)
+        .filter(|i| i.phase == Phase::Starting && !i.detail.is_empty())
+        .min_by_key(|i| i.started_at)?;
+    Some(format!("{} is starting: {}", starting.id, starting.detail))
 }
 
 /// What failed last at the present revision; `None` if nothing has failed since it changed or was

@@ -86,14 +86,13 @@ fn provisioning_state(
     if deployment.state == Succeeded {
         return None;
     }
-    let is_current = |revision: u64| revision == deployment.instance_revision;
     let ready = instances
         .of(deployment.uid)
-        .filter(|i| i.is_ready() && is_current(i.revision))
+        .filter(|i| i.is_ready() && deployment.is_made_of(i))
         .count();
     let has_older = instances
         .of(deployment.uid)
-        .any(|i| i.is_kept() && !is_current(i.revision));
+        .any(|i| i.is_kept() && !deployment.is_made_of(i));
     if granted.is_some_and(|granted| ready >= granted as usize) && !has_older {
         return Some((Succeeded, String::new()));
     }

@@ -735,6 +735,7 @@ fn instance_of(event: &Event) -> Option<&InstanceId> {
     Some(match event {
         Event::InstanceRequested(event) => &event.id,
         Event::InstanceStarted(event) => &event.id,
+        Event::InstanceStarting(event) => &event.id,
         Event::InstanceReady(event) => &event.id,
         Event::InstanceUnready(event) => &event.id,
         Event::InstanceUnhealthy(event) => &event.id,

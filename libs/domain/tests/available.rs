@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use contract::events::{
     DeploymentCreated, DeploymentEvent, DeploymentStateChanged, DeploymentUpdated, EndpointCreated,
-    EndpointKeys, Event, InstanceEnded, InstanceEvent, InstanceRequested, InstanceUnready,
-    RequestReason, SealedKey,
+    EndpointKeys, Event, InstanceEnded, InstanceEvent, InstanceRequested, InstanceStarting,
+    InstanceUnready, RequestReason, SealedKey,
 };
 use contract::ids::{EndpointKey, InstanceId, Name, Position, Uid};
 use contract::log::{Actor, Record, StreamKind, StreamName};
@@ -161,11 +161,13 @@ impl World {
 
     fn change(&mut self) {
         self.revision += 1;
+        let mut spec = spec();
+        spec.instance_type = format!("r{}", self.revision);
         let updated = DeploymentUpdated {
             deployment: name("blue"),
             revision: self.revision,
             labels: Default::default(),
-            spec: spec(),
+            spec,
         };
         self.append(StreamKind::Endpoint, Event::DeploymentUpdated(updated));
     }
@@ -233,6 +235,25 @@ fn a_deployment_whose_program_is_gone_is_failing_although_it_has_succeeded_once(
         message,
         "0 of 1 instance is ready; 2 failed in a row, the last with: exited with 2"
     );
+}
+
+#[test]
+fn a_start_that_takes_long_says_what_it_waits_for() {
+    let mut world = World::new();
+    world.grant(1);
+    world.request("a");
+    let starting = InstanceStarting {
+        id: InstanceId::from("a".to_owned()),
+        detail: "port 4123 is closed".into(),
+    };
+    world.append(StreamKind::Node, Event::InstanceStarting(starting));
+    let expected = "0 of 1 instance is ready; a is starting: port 4123 is closed";
+    assert_eq!(
+        world.told(),
+        (AvailableReason::Starting, expected.to_owned())
+    );
+    world.ready("a");
+    assert_eq!(world.available().message, "1 of 1 instance is ready");
 }
 
 #[test]

@@ -149,7 +149,7 @@ impl World {
         self.run(Command::PutDeployment {
             deployment: name(deployment),
             labels: BTreeMap::new(),
-            spec,
+            spec: Box::new(spec),
             uid,
         })
     }
@@ -315,6 +315,23 @@ fn a_changed_deployment_succeeds_when_no_instance_of_the_old_one_is_left() {
 }
 
 #[test]
+fn a_deployment_that_was_changed_back_succeeds_with_the_instances_that_it_had() {
+    let mut world = World::with(&["blue"]);
+    world.granted.insert(name("blue"), 1);
+    world.ready("first", "blue");
+    world.settle();
+    let changed = DeploymentSpec {
+        instance_type: "large".into(),
+        ..spec()
+    };
+    world.put("blue", changed).unwrap();
+    world.put("blue", spec()).unwrap();
+    assert_eq!(world.state("blue"), ProvisioningState::Updating);
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Succeeded);
+}
+
+#[test]
 fn five_failures_in_a_row_fail_a_deployment_until_it_recovers() {
     let mut world = World::with(&["blue"]);
     world.granted.insert(name("blue"), 1);
@@ -392,11 +409,21 @@ fn a_deployment_is_gone_when_its_last_instance_is_and_an_endpoint_after_its_last
 #[test]
 fn only_changes_that_need_new_instances_raise_the_instance_revision() {
     type Change = fn(&mut DeploymentSpec);
-    let table: [(&str, Change, u64); 8] = [
+    let table: [(&str, Change, u64); 10] = [
         ("instances", |s| s.instances = 5, 1),
         (
             "request settings",
             |s| s.request_settings.timeout = Span::from_secs(9),
+            1,
+        ),
+        (
+            "drain timeout",
+            |s| s.drain_timeout = Some(Span::from_secs(9)),
+            1,
+        ),
+        (
+            "startup timeout",
+            |s| s.startup_timeout = Some(Span::from_secs(9)),
             1,
         ),
         ("command", |s| s.command = vec!["x".into()], 2),

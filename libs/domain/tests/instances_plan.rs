@@ -213,11 +213,13 @@ impl World {
 
     fn change_command(&mut self) {
         let revision = self.endpoint.as_ref().unwrap().deployments[&name("blue")].instance_revision;
+        let mut spec = spec();
+        spec.command.push(format!("--revision={}", revision + 1));
         self.append(Event::DeploymentUpdated(DeploymentUpdated {
             deployment: name("blue"),
             revision: revision + 1,
             labels: BTreeMap::new(),
-            spec: spec(),
+            spec,
         }));
     }
 
@@ -332,6 +334,59 @@ fn a_scale_in_drains_first_and_removes_only_when_the_gateways_have_released() {
         matches!(planned.as_slice(), [Event::InstanceRemovalRequested(r)] if r.id == draining.id && r.generation == 2)
     );
     assert_eq!(world.plan(), []);
+}
+
+/// How long the only instance drains if the deployment gets this spec after its start.
+fn drain_timeout(started_with: DeploymentSpec, present: DeploymentSpec) -> Span {
+    let mut world = World::new();
+    let update = |spec: DeploymentSpec| {
+        Event::DeploymentUpdated(DeploymentUpdated {
+            deployment: name("blue"),
+            revision: 1,
+            labels: BTreeMap::new(),
+            spec,
+        })
+    };
+    world.append(update(started_with));
+    world.grant(1);
+    world.settle();
+    world.append(update(present));
+    world.grant(0);
+    let orders = world.plan();
+    let [Event::InstanceDraining(draining)] = orders.as_slice() else {
+        panic!("{orders:?}")
+    };
+    draining.timeout
+}
+
+#[test]
+fn a_drain_lasts_as_long_as_the_longest_request_by_the_present_or_the_instances_spec() {
+    let with = |timeout: u64, max_duration: Option<u64>| {
+        let mut spec = spec();
+        spec.request_settings.timeout = Span::from_secs(timeout);
+        spec.request_settings.max_duration = max_duration.map(Span::from_secs);
+        spec
+    };
+    let cases = [
+        (with(2, None), with(60, None), 60),
+        (with(60, None), with(2, None), 60),
+        (with(2, None), with(2, Some(3600)), 3600),
+        (with(2, Some(90)), with(60, None), 90),
+    ];
+    for (started_with, present, seconds) in cases {
+        let expected = Span::from_secs(seconds + 10);
+        assert_eq!(drain_timeout(started_with, present), expected, "{seconds}");
+    }
+}
+
+#[test]
+fn a_drain_timeout_replaces_the_longest_request_as_the_limit_of_a_drain() {
+    let with = |drain_timeout: u64| DeploymentSpec {
+        drain_timeout: Some(Span::from_secs(drain_timeout)),
+        ..spec()
+    };
+    assert_eq!(drain_timeout(with(3), with(3)), Span::from_secs(3));
+    assert_eq!(drain_timeout(with(3), with(30)), Span::from_secs(30));
 }
 
 #[test]
@@ -551,6 +606,35 @@ fn a_rollout_replaces_every_instance_and_never_falls_below_the_wanted_number() {
     let after: BTreeSet<_> = world.ids_in(InstanceState::Ready).into_iter().collect();
     assert_eq!(after.len(), 4);
     assert!(before.is_disjoint(&after));
+}
+
+#[test]
+fn going_back_to_a_spec_keeps_the_instances_that_still_run_with_it() {
+    let mut world = World::new();
+    world.grant(4);
+    world.settle();
+    let first: BTreeSet<InstanceId> = world.instances.instances.keys().cloned().collect();
+    let update = |revision: u64, spec: DeploymentSpec| {
+        Event::DeploymentUpdated(DeploymentUpdated {
+            deployment: name("blue"),
+            revision,
+            labels: BTreeMap::new(),
+            spec,
+        })
+    };
+    let changed = DeploymentSpec {
+        command: vec!["y".into(), "{port}".into()],
+        ..spec()
+    };
+    world.append(update(2, changed));
+    assert_eq!(requests(&world.plan()), 1, "the rollout has begun");
+    // How requests are sent may differ from then.
+    let mut back = spec();
+    back.request_settings.timeout = Span::from_secs(9);
+    world.append(update(3, back));
+    world.settle();
+    let kept: BTreeSet<InstanceId> = world.instances.instances.keys().cloned().collect();
+    assert_eq!(kept, first);
 }
 
 #[test]

@@ -271,7 +271,13 @@ impl Agent {
                 self.deps.component.ready();
             }
         }
-        if !self.config.keep_instances {
+        if self.config.keep_instances {
+            let running = self.state.running();
+            tracing::info!(
+                running,
+                "leaving the instances of this node running; its next start takes them over"
+            );
+        } else {
             self.stop_all(&mut observations).await?;
         }
         self.consumer.save_all().await;
@@ -537,6 +543,12 @@ impl Agent {
                 stopped.insert(observed.id, code);
             }
         }
+        let (ended, left) = (stopped.len(), waiting - stopped.len());
+        tracing::info!(
+            ended,
+            left,
+            "ended the instances of this node; its next start begins them anew"
+        );
         self.record_stops(stopped).await
     }
 

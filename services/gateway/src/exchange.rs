@@ -10,11 +10,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::client::{Client, Interrupt};
+use crate::cut::{CutReason, EventStream};
 use crate::in_flight::InFlightRequest;
-use crate::outcome::RequestOutcome;
+use crate::shard::count_cut;
 use crate::timer::now_us;
 use crate::upstream::Upstream;
 
@@ -32,7 +34,7 @@ pub enum ResponseBody {
 pub enum ResponseError {
     #[error("the instance closed the connection in the middle of its response")]
     ClosedEarly,
-    #[error("the response took longer than the request timeout")]
+    #[error("the response took longer than the deployment allows")]
     Timeout,
     #[error("the client disconnected in the middle of its response")]
     ClientLeft,
@@ -42,6 +44,12 @@ pub enum ResponseError {
 #[derive(Debug)]
 pub struct Exchange {
     phase: ExchangePhase,
+    /// Whether bytes have arrived since the last wait for more began.
+    has_moved: bool,
+    /// Bytes of the request's body that had been received by then.
+    uploaded: u64,
+    /// Where an event that says why the stream was cut may be added.
+    events: Option<EventStream>,
     client: Rc<Client>,
 }
 
@@ -58,7 +66,7 @@ enum ExchangePhase {
 /// How a response ends.
 enum ResponseEnd {
     Complete,
-    Broken(RequestOutcome),
+    Cut(CutReason),
     ClientLeft,
 }
 
@@ -68,9 +76,13 @@ impl Exchange {
         client: &Rc<Client>,
         mut in_flight: InFlightRequest,
         mut upstream: Box<Upstream>,
+        headers: &HeaderMap,
     ) -> ResponseBody {
         let Some(body) = upstream.take_buffered() else {
             return ResponseBody::Model(Box::new(Self {
+                has_moved: true,
+                uploaded: 0,
+                events: EventStream::of(headers, upstream.exact_length()),
                 phase: ExchangePhase::Streaming {
                     upstream,
                     in_flight,
@@ -101,9 +113,14 @@ impl Exchange {
         };
         match end {
             ResponseEnd::Complete => complete(&self.client, in_flight, upstream),
-            ResponseEnd::Broken(outcome) => {
+            ResponseEnd::Cut(reason) => {
                 drop(upstream);
-                in_flight.fail(outcome);
+                count_cut(
+                    &self.client.worker.meter.shard,
+                    &in_flight.deployment().state,
+                    reason,
+                );
+                in_flight.fail(reason.outcome());
             }
             ResponseEnd::ClientLeft => {
                 drop(upstream);
@@ -123,6 +140,10 @@ impl Exchange {
         match upstream.poll_data(cx) {
             Poll::Ready(Some(Ok(data))) => {
                 in_flight.add_response_bytes(data.len());
+                self.has_moved = true;
+                if let Some(events) = &mut self.events {
+                    events.push(&data);
+                }
                 if upstream.is_complete() {
                     self.end(ResponseEnd::Complete);
                 }
@@ -132,23 +153,67 @@ impl Exchange {
                 self.end(ResponseEnd::Complete);
                 Poll::Ready(None)
             }
-            Poll::Ready(Some(Err(_))) => {
-                self.end(ResponseEnd::Broken(RequestOutcome::Unreachable));
-                Poll::Ready(Some(Err(ResponseError::ClosedEarly)))
+            Poll::Ready(Some(Err(_))) => Poll::Ready(Some(
+                self.cut(CutReason::Instance, ResponseError::ClosedEarly),
+            )),
+            Poll::Pending => {
+                self.begin_wait();
+                Poll::Ready(Some(ready!(self.poll_interrupt(cx))))
             }
-            Poll::Pending => self.poll_interrupt(cx).map(|error| Some(Err(error))),
         }
     }
 
-    fn poll_interrupt(&mut self, cx: &mut Context<'_>) -> Poll<ResponseError> {
-        match ready!(self.client.poll_interrupt(cx)) {
+    /// Limits the time until the next byte. The clock is read once per wait, not per piece.
+    fn begin_wait(&mut self) {
+        let upload = &self.client.upload;
+        let has_uploaded = upload.is_streaming() && upload.bytes.get() != self.uploaded;
+        let connection = &self.client.connection;
+        if let ExchangePhase::Streaming { in_flight, .. } = &self.phase
+            && let Some(end_us) = connection.request_end_us.get()
+            && (self.has_moved || has_uploaded)
+        {
+            let deadline_us = in_flight.deployment().limits.next_byte(end_us, now_us());
+            connection.deadline.borrow_mut().set(deadline_us);
+        }
+        self.has_moved = false;
+        self.uploaded = upload.bytes.get();
+    }
+
+    fn poll_interrupt(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Frame<Bytes>, ResponseError>> {
+        Poll::Ready(match ready!(self.client.poll_interrupt(cx)) {
             Interrupt::Deadline => {
-                self.end(ResponseEnd::Broken(RequestOutcome::Timeout));
-                Poll::Ready(ResponseError::Timeout)
+                let end_us = self.client.connection.request_end_us.get();
+                let is_over = end_us.is_none_or(|end_us| now_us() >= end_us);
+                let reason = if is_over {
+                    CutReason::Duration
+                } else {
+                    CutReason::Idle
+                };
+                self.cut(reason, ResponseError::Timeout)
             }
             Interrupt::ClientLeft => {
                 self.end(ResponseEnd::ClientLeft);
-                Poll::Ready(ResponseError::ClientLeft)
+                Err(ResponseError::ClientLeft)
+            }
+        })
+    }
+
+    /// Ends an incomplete response: with a last event, or else a reset.
+    fn cut(
+        &mut self,
+        reason: CutReason,
+        error: ResponseError,
+    ) -> Result<Frame<Bytes>, ResponseError> {
+        self.end(ResponseEnd::Cut(reason));
+        let events = self.events.as_ref();
+        match events.and_then(|events| events.last_event(reason)) {
+            Some(event) => Ok(Frame::data(event)),
+            None => {
+                self.client.connection.reset_on_close();
+                Err(error)
             }
         }
     }
@@ -168,6 +233,10 @@ fn complete(client: &Client, in_flight: InFlightRequest, upstream: Box<Upstream>
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        if self.client.worker.meter.is_aborting.get() && self.upstream().is_some() {
+            // Nothing can be sent any more.
+            let _ = self.cut(CutReason::Shutdown, ResponseError::Timeout);
+        }
         self.client.connection.end_response();
     }
 }

@@ -44,6 +44,9 @@ pub struct ConnectionState {
     phase: Cell<ConnectionPhase>,
     /// The deadline of the current request's phase.
     pub deadline: RefCell<Deadline>,
+    /// When the current request must have ended, once it has been sent to an instance. The deadline may be
+    /// earlier, which says nothing about a client that is slow to read.
+    pub request_end_us: Cell<Option<u64>>,
     /// Wake-ups among the client connection, its service and its guard.
     pub wakes: WakeCoalescer,
     /// Whether it is being closed to make way for another connection.
@@ -63,6 +66,7 @@ impl ConnectionState {
         Self {
             phase: Cell::new(ConnectionPhase::Idle { since_us: now_us() }),
             deadline: RefCell::default(),
+            request_end_us: Cell::default(),
             wakes: WakeCoalescer::default(),
             is_closing: Cell::default(),
             stream: RefCell::new(stream),
@@ -73,6 +77,7 @@ impl ConnectionState {
 
     /// Called when handling of a request begins.
     pub fn begin_response(&self) {
+        self.request_end_us.set(None);
         self.phase.set(ConnectionPhase::Responding);
     }
 
@@ -81,6 +86,13 @@ impl ConnectionState {
         if self.is_responding() {
             self.phase.set(ConnectionPhase::Reading);
         }
+    }
+
+    /// Makes the close of the connection a reset, so that the client cannot take it for the end of the
+    /// response.
+    pub fn reset_on_close(&self) {
+        // If it fails, the connection is gone already.
+        let _ = self.stream.borrow().set_zero_linger();
     }
 
     fn is_responding(&self) -> bool {
@@ -253,8 +265,11 @@ impl Guard {
             self.write_deadline
                 .set(now_us() + self.timeouts.write.as_micros() as u64);
         }
-        let is_late = self.connection.is_responding()
-            && self.connection.deadline.borrow_mut().poll(cx).is_ready();
+        let end_us = self.connection.request_end_us.get();
+        let is_late = end_us.is_some_and(|end_us| {
+            let mut deadline = self.connection.deadline.borrow_mut();
+            self.connection.is_responding() && deadline.poll_until(cx, end_us).is_ready()
+        });
         if is_late || self.write_deadline.poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }

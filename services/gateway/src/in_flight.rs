@@ -117,9 +117,10 @@ impl InFlightRequest {
         self.arrived_us
     }
 
-    /// Deadline for a body that is read in full.
-    pub fn body_deadline_us(&self) -> u64 {
-        self.arrived_us + self.deployment().timeout_us
+    /// Deadline for the next piece of a body that is read in full, of which the last came at `at_us`.
+    pub fn body_deadline_us(&self, at_us: u64) -> u64 {
+        let limits = &self.deployment().limits;
+        limits.next_byte(limits.end(self.arrived_us), at_us)
     }
 
     /// The instance that the request is on.

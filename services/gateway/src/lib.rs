@@ -14,6 +14,8 @@
 //! - Clients are admitted only while there are descriptors for them and for as many connections to
 //!   instances. Running out of descriptors is reported as the gateway's own failure and never
 //!   counts against an instance.
+//! - A response that is cut, for whatever reason, cannot be taken for a complete one: a stream of
+//!   server-sent events ends with an error event, any other with a reset; each is counted by reason.
 //! - A client that disconnects frees its slot and closes the connection to the instance.
 //! - Every request that reached a deployment is in exactly one frame as an arrival and in exactly
 //!   one as an outcome.
@@ -38,6 +40,7 @@ mod arrival_times;
 mod body;
 mod client;
 mod config;
+mod cut;
 mod early_frames;
 mod exchange;
 mod framing;
@@ -45,6 +48,7 @@ mod guard;
 mod hop_by_hop;
 mod in_flight;
 mod instance;
+mod limits;
 mod listen;
 mod meter;
 mod metrics;

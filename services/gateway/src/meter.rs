@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::admission::DeploymentState;
 use crate::router::{Router, Snapshot};
-use crate::shard::{RefusalCounts, SharedShard, lock};
+use crate::shard::{CutCounts, RefusalCounts, SharedShard, lock};
 use crate::timer::now_us;
 
 /// The bucket whose frames carry the hello.
@@ -90,6 +90,16 @@ impl Meter {
         let mut all = RefusalCounts::new();
         for shard in &self.shards {
             for (key, count) in std::mem::take(&mut lock(shard).refusals) {
+                *all.entry(key).or_default() += count;
+            }
+        }
+        all
+    }
+
+    pub fn take_cuts(&self) -> CutCounts {
+        let mut all = CutCounts::new();
+        for shard in &self.shards {
+            for (key, count) in std::mem::take(&mut lock(shard).cuts) {
                 *all.entry(key).or_default() += count;
             }
         }

@@ -15,7 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use runtime::metrics::Metrics;
 
-use crate::shard::RefusalCounts;
+use crate::shard::{CutCounts, RefusalCounts};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -23,6 +23,13 @@ struct RequestLabels {
     deployment: String,
     role: String,
     code_class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CutLabels {
+    endpoint: String,
+    deployment: String,
+    reason: &'static str,
 }
 
 #[derive(PartialOrd, Ord, Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -79,6 +86,7 @@ pub struct GatewayMetrics {
     requests: Family<RequestLabels, Counter<u64, AtomicU64>>,
     durations: Family<DeploymentLabels, DurationHistogram>,
     in_flight: Family<DeploymentLabels, Gauge>,
+    cuts: Family<CutLabels, Counter<u64, AtomicU64>>,
     /// Deployments in the last frame of each bucket.
     last_deployments: Mutex<BTreeMap<Bucket, BTreeSet<DeploymentLabels>>>,
 }
@@ -102,6 +110,11 @@ impl GatewayMetrics {
                 "penstock_inflight_requests",
                 "Peak number of concurrent requests in the last second",
                 own.in_flight.clone(),
+            );
+            registry.register(
+                "penstock_responses_cut",
+                "Responses that ended before they were complete, by reason: stream-idle, max-duration, instance-closed, gateway-shutdown",
+                own.cuts.clone(),
             );
         });
         own
@@ -153,6 +166,18 @@ impl GatewayMetrics {
                 role: Role::LIVE.to_string(),
             };
             self.count(labels, code_class, *count);
+        }
+    }
+
+    /// Counts responses that ended before they were complete.
+    pub fn observe_cuts(&self, cuts: &CutCounts) {
+        for ((endpoint, deployment, reason), count) in cuts {
+            let labels = CutLabels {
+                endpoint: endpoint.clone(),
+                deployment: deployment.clone(),
+                reason: reason.code(),
+            };
+            self.cuts.get_or_create(&labels).inc_by(*count);
         }
     }
 

@@ -128,7 +128,10 @@ async fn forward(
     let body = receive_body(client, incoming, in_flight).await?;
     in_flight.admit()?;
     let at_us = acquire_instance(client, in_flight).await?;
-    let deadline_us = at_us + in_flight.deployment().timeout_us;
+    let limits = in_flight.deployment().limits;
+    let end_us = limits.end(at_us);
+    client.connection.request_end_us.set(Some(end_us));
+    let deadline_us = limits.first_byte(end_us, at_us);
     client.connection.deadline.borrow_mut().set(deadline_us);
     let (head, upstream) = send(client, in_flight, request, body, at_us).await?;
     let (status, outcome) = client_status(head.status);
@@ -229,7 +232,7 @@ fn build_response(
 ) -> Response<ResponseBody> {
     let (status, outcome) = client_status(head.status);
     let deployment = in_flight.deployment().name_header.clone();
-    let body = Exchange::begin(client, in_flight, upstream);
+    let body = Exchange::begin(client, in_flight, upstream, &head.headers);
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = head.headers;

@@ -13,6 +13,7 @@ use crate::client::Client;
 use crate::config::REPLAY_BYTES_MAX;
 use crate::in_flight::InFlightRequest;
 use crate::reply::Refusal;
+use crate::timer::now_us;
 
 /// Reads a small body in full, so that a slow sender occupies no instance; streams a large one, or
 /// one of unknown length.
@@ -39,7 +40,7 @@ pub async fn receive_body(
         .connection
         .deadline
         .borrow_mut()
-        .set(in_flight.body_deadline_us());
+        .set(in_flight.body_deadline_us(in_flight.arrived_us()));
     let first = next_piece(client, &mut incoming).await?;
     if first.len() as u64 == length {
         client.upload.bytes.set(length);
@@ -49,6 +50,8 @@ pub async fn receive_body(
     let mut body = BytesMut::with_capacity(length as usize);
     body.extend_from_slice(&first);
     while (body.len() as u64) < length {
+        let deadline_us = in_flight.body_deadline_us(now_us());
+        client.connection.deadline.borrow_mut().set(deadline_us);
         body.extend_from_slice(&next_piece(client, &mut incoming).await?);
         client.upload.bytes.set(body.len() as u64);
     }

@@ -31,7 +31,7 @@ pub enum Refusal {
     NoKey,
     WrongKey,
     BodyTooLarge,
-    /// The body was malformed, or not received in time.
+    /// The body was malformed, or the client did not send it in time.
     Body,
     TooManyPending {
         retry_after_secs: u64,
@@ -139,7 +139,7 @@ impl Refusal {
             Self::Body => (
                 BAD,
                 "bad-body",
-                "The body was incomplete, malformed, or not received within the request timeout.",
+                "The body was incomplete, malformed, or not received in time.",
                 Refused,
             ),
             Self::TooManyPending { .. } => (

@@ -17,6 +17,7 @@ use contract::{Bucket, EndpointKey, Name, Position, Uid};
 use http::HeaderValue;
 
 use crate::admission::{DeploymentState, RoutedInstance};
+use crate::limits::TimeLimits;
 use crate::split::Split;
 use crate::timer::now_us;
 
@@ -80,7 +81,7 @@ pub struct Endpoint {
 pub struct Deployment {
     /// The name as a header value.
     pub name_header: HeaderValue,
-    pub timeout_us: u64,
+    pub limits: TimeLimits,
     pub queue_wait_us: u64,
     /// How long a connection to an instance may be idle and still be reused.
     pub keep_alive_idle_us: u64,
@@ -391,7 +392,7 @@ fn new_deployment(name: &Name, route: &DeploymentRoute, state: Arc<DeploymentSta
         // A name contains only letters, digits and dashes.
         name_header: HeaderValue::from_str(name.as_str())
             .unwrap_or_else(|_| HeaderValue::from_static("")),
-        timeout_us: settings.timeout.millis() * 1000,
+        limits: TimeLimits::new(settings),
         queue_wait_us: settings.max_queue_wait.millis() * 1000,
         keep_alive_idle_us: settings.keep_alive_idle.millis() * 1000,
         limit: settings.max_concurrent_requests_per_instance,

@@ -3,19 +3,22 @@
 //! Invariant: nothing is sent twice unless no byte of it was sent the first time, or its method or
 //! an `Idempotency-Key` makes it idempotent.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::task::Poll;
 
 use http::{HeaderMap, HeaderValue};
 use runtime::descriptors::is_shortage;
 
 use crate::body::{RequestBody, UploadError};
-use crate::client::{Client, RequestError};
+use crate::client::{Client, Interrupt, RequestError};
 use crate::in_flight::InFlightRequest;
 use crate::instance::Instance;
 use crate::reply::Refusal;
 use crate::timer::now_us;
-use crate::upstream::{IdleConnection, ResponseHead, Upstream, UpstreamError, UpstreamRequest};
+use crate::upstream::{
+    IdleConnection, ResponseHead, SendProgress, Upstream, UpstreamError, UpstreamRequest,
+};
 
 /// How long an instance that refused a connection is tried last.
 const SUSPECT_US: u64 = 1_000_000;
@@ -111,7 +114,7 @@ pub async fn send(
         let can_resend = body_copy.is_some();
         let to_send = std::mem::replace(&mut body, body_copy.unwrap_or_default());
         let mut upstream = idle.begin(&request.for_instance(&instance), to_send);
-        match await_head(client, &mut upstream).await? {
+        match await_head(client, in_flight, &mut upstream).await? {
             AttemptOutcome::Head(head) => return Ok((head, upstream)),
             AttemptOutcome::ClosedEarly => {}
         }
@@ -175,20 +178,80 @@ async fn connect(
     Err(Refusal::OutOfDescriptors.into())
 }
 
+/// Limits the wait for a response while the request's body is still being sent: the time of the model
+/// begins when it has the request, or when it stops accepting more of it.
+struct UploadWait {
+    progress: SendProgress,
+    received: u64,
+}
+
+impl UploadWait {
+    /// Returns `None` if the body was received in full before.
+    fn begin(client: &Client, upstream: &Upstream) -> Option<Self> {
+        client.upload.is_streaming().then(|| Self {
+            progress: upstream.send_progress(),
+            received: client.upload.bytes.get(),
+        })
+    }
+
+    /// Called when there is nothing to do but wait: moves the deadline if there was progress since the last
+    /// time. Returns whether there is more to send.
+    fn update(
+        &mut self,
+        client: &Client,
+        in_flight: &InFlightRequest,
+        upstream: &Upstream,
+    ) -> bool {
+        let (progress, received) = (upstream.send_progress(), client.upload.bytes.get());
+        let has_moved = progress != self.progress || received != self.received;
+        if let Some(end_us) = client.connection.request_end_us.get()
+            && has_moved
+        {
+            let (limits, now_us) = (&in_flight.deployment().limits, now_us());
+            let deadline_us = if progress.awaits_client {
+                limits.next_byte(end_us, now_us)
+            } else {
+                limits.first_byte(end_us, now_us)
+            };
+            client.connection.deadline.borrow_mut().set(deadline_us);
+        }
+        *self = Self { progress, received };
+        !progress.is_sent
+    }
+}
+
 async fn await_head(
     client: &Client,
+    in_flight: &InFlightRequest,
     upstream: &mut Upstream,
 ) -> Result<AttemptOutcome, RequestError> {
     let mut spare_headers = client.worker.spare_headers.take();
-    let result = client
-        .wait(|cx| upstream.poll_head(cx, &mut spare_headers))
-        .await;
+    let mut upload = UploadWait::begin(client, upstream);
+    let result = poll_fn(|cx| match upstream.poll_head(cx, &mut spare_headers) {
+        Poll::Ready(head) => Poll::Ready(Ok(head)),
+        Poll::Pending => {
+            if let Some(wait) = &mut upload
+                && !wait.update(client, in_flight, upstream)
+            {
+                upload = None;
+            }
+            client.poll_interrupt(cx).map(Err)
+        }
+    })
+    .await;
     match client.upload.error() {
         Some(UploadError::TooLarge) => return Err(RequestError::Refusal(Refusal::BodyTooLarge)),
         Some(UploadError::Broken) => return Err(RequestError::Refusal(Refusal::Body)),
         None => {}
     }
-    match result.map_err(|interrupt| interrupt.into_error(Refusal::Timeout))? {
+    let late = |interrupt: Interrupt| {
+        interrupt.into_error(if upstream.send_progress().awaits_client {
+            Refusal::Body
+        } else {
+            Refusal::Timeout
+        })
+    };
+    match result.map_err(late)? {
         Ok(head) => Ok(AttemptOutcome::Head(head)),
         Err(UpstreamError::Malformed) => Err(RequestError::Refusal(Refusal::BadResponse)),
         Err(UpstreamError::ClosedEarly | UpstreamError::RequestBody) => {

@@ -302,6 +302,7 @@ impl Background {
                     let frames = self.meter.close_second(boundary);
                     self.publish(frames);
                     self.metrics.observe_refusals(&self.meter.take_refusals());
+                    self.metrics.observe_cuts(&self.meter.take_cuts());
                     self.shared.router.expire_deleted(self.shared.config.deleted_retention);
                     self.save().await;
                     boundary = self.next_second(Some(boundary));
@@ -320,6 +321,7 @@ impl Background {
         let frames = self.meter.goodbye();
         self.publish(frames);
         self.metrics.observe_refusals(&self.meter.take_refusals());
+        self.metrics.observe_cuts(&self.meter.take_cuts());
         self.save().await;
     }
 

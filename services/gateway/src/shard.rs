@@ -13,8 +13,9 @@ use contract::frame::Outcomes;
 use contract::histogram::Histogram;
 use http::StatusCode;
 
-use crate::admission::Slot;
+use crate::admission::{DeploymentState, Slot};
 use crate::arrival_times::ArrivalTimes;
+use crate::cut::CutReason;
 
 /// A number of requests and its integral over time, both exact at any moment.
 #[derive(Clone, Copy, Debug, Default)]
@@ -97,11 +98,15 @@ impl DeploymentCounters {
 /// Requests refused before a deployment was chosen, by endpoint (empty if unknown) and status.
 pub type RefusalCounts = BTreeMap<(String, u16), u64>;
 
+/// Responses that were cut, by endpoint, deployment and reason.
+pub type CutCounts = BTreeMap<(String, String, CutReason), u64>;
+
 #[derive(Debug, Default)]
 pub struct Shard {
     /// By the deployment's meter slot.
     pub deployments: Vec<Option<Box<DeploymentCounters>>>,
     pub refusals: RefusalCounts,
+    pub cuts: CutCounts,
 }
 
 pub type SharedShard = Arc<Mutex<Shard>>;
@@ -118,6 +123,12 @@ impl Shard {
         }
         self.deployments[slot].get_or_insert_default()
     }
+}
+
+pub fn count_cut(shard: &SharedShard, deployment: &DeploymentState, reason: CutReason) {
+    let endpoint = deployment.endpoint.endpoint().to_string();
+    let key = (endpoint, deployment.name.to_string(), reason);
+    *lock(shard).cuts.entry(key).or_default() += 1;
 }
 
 pub fn count_refusal(shard: &SharedShard, endpoint: &str, status: u16) {

@@ -51,9 +51,14 @@ impl Deadline {
 
     /// Ready once the deadline has passed; pending if none is set.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(at_us) = self.at_us else {
-            return Poll::Pending;
-        };
+        match self.at_us {
+            Some(at_us) => self.poll_until(cx, at_us),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Ready once `at_us` has passed, whatever deadline is set.
+    pub fn poll_until(&mut self, cx: &mut Context<'_>, at_us: u64) -> Poll<()> {
         let sleep = match &mut self.sleep {
             Some(sleep) if at_us >= self.armed_us => {
                 if self.registered && !sleep.is_elapsed() {

@@ -92,7 +92,7 @@ impl Endpoint {
         Ok(Command::PutDeployment {
             deployment: name(deployment),
             labels: labels("release", &self.revision.to_string()),
-            spec: documents::deployment(self.revision, instances)?,
+            spec: Box::new(documents::deployment(self.revision, instances)?),
             uid: Uid(shared.log.ids.uid()),
         })
     }

@@ -6,6 +6,7 @@
 //! runs without a record; when an instance is reported as ended, all its processes are gone.
 
 mod adopt;
+mod grpc_health;
 mod host;
 mod launch;
 mod limit;
@@ -122,6 +123,8 @@ struct Entry {
     record: InstanceRecord,
     phase: ObservedPhase,
     adopted: bool,
+    /// What it waits for, if its start takes long.
+    progress: Option<String>,
     /// Why its liveness probe fails, if it does.
     unhealthy: Option<String>,
     /// Sends to the supervisor of the instance; `None` once the instance has ended.
@@ -148,6 +151,7 @@ impl Entry {
             pid: self.record.process.as_ref().map(|p| p.pid as u32),
             phase: self.phase.clone(),
             adopted: self.adopted,
+            progress: self.progress.clone(),
             unhealthy: self.unhealthy.clone(),
         }
     }
@@ -442,6 +446,7 @@ impl Shared {
             },
             phase: ObservedPhase::Starting,
             adopted: false,
+            progress: None,
             unhealthy: None,
             removals: Some(sender),
             cpu: CpuMeter::default(),
@@ -534,6 +539,7 @@ impl Shared {
             },
             phase: ObservedPhase::Removed { code: None },
             adopted: false,
+            progress: None,
             unhealthy: None,
             removals: None,
             cpu: CpuMeter::default(),

@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use procfs::process::{FDTarget, Process, Stat};
 use procfs::{Current, Meminfo};
@@ -121,6 +122,14 @@ pub(super) fn is_running(recorded: &ProcessIdentity, boot_id: &str) -> io::Resul
     }
     let now = stat(recorded.pid)?;
     Ok(now.is_some_and(|now| is_alive(&now) && now.starttime == recorded.start_time))
+}
+
+/// How long ago a process of the present boot was started; `None` if that cannot be read.
+pub(super) fn age(process: &ProcessIdentity) -> Option<Duration> {
+    let up = procfs::Uptime::current().ok()?.uptime_duration();
+    let ticks = procfs::ticks_per_second().max(1);
+    let started = Duration::from_millis(process.start_time.saturating_mul(1000) / ticks);
+    Some(up.saturating_sub(started))
 }
 
 /// Finds the processes that belong to an instance.

@@ -1,17 +1,20 @@
-//! Readiness and liveness probes of one instance over HTTP.
+//! Readiness and liveness probes of one instance: over HTTP, by connecting, or of gRPC's health service.
 //!
-//! Readiness governs the start: an instance that is not ready in time is ended. Liveness is probed only
-//! if that was asked for, and once the instance has been ready, so that a model that loads slowly is not
-//! replaced for being busy. An instance that fails it is reported and runs on: the planner decides when
-//! its requests have ended.
+//! A start has its own limit, apart from readiness: an instance that has never been ready is ended once
+//! the limit is over, and until then only reported to be starting, however often the probe fails.
+//! Liveness is probed only if that was asked for, and once the instance has been ready, so that a model
+//! that loads slowly is not replaced for being busy. An instance that fails it is reported and runs on: the
+//! planner decides when its requests have ended.
 //! A probe that cannot be made because of a resource shortage is neither a success nor a failure.
 
+use std::fmt;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use contract::resources::ProbeSpec;
+use contract::resources::{ProbeProtocol, ProbeSpec};
 use contract::time::Span;
 use http_body_util::Empty;
 use hyper::Request;
@@ -19,16 +22,24 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
+use super::grpc_health;
 use super::shortage::{ResourceLimits, SHORTAGE_RETRY_PAUSE, is_shortage};
 
 /// A shorter period would keep the instance busy with probes.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
 
+/// A start that takes longer is reported, with what it waits for.
+const PROGRESS_AFTER: Duration = Duration::from_secs(3);
+/// At most so many reports of one start.
+const PROGRESS_MAX: u32 = 20;
+
 /// The result of probing an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ProbeVerdict {
+    /// Not ready yet, for this reason.
+    Starting(String),
     Ready,
     Unready(String),
     /// The instance fails its liveness probe, for this reason.
@@ -72,8 +83,10 @@ pub(super) struct Probes {
     pub address: SocketAddr,
     pub readiness: ProbeSpec,
     pub liveness: Option<ProbeSpec>,
-    /// Whether the instance was adopted, and so is past its initial delay.
-    pub adopted: bool,
+    /// How long it may take from its start to ready.
+    pub startup_limit: Span,
+    /// How long its process has been running if it was adopted, and so is past its initial delay.
+    pub adopted_after: Option<Duration>,
     pub resource_limits: ResourceLimits,
     /// Limits concurrent probe connections.
     pub slots: Arc<Semaphore>,
@@ -82,9 +95,65 @@ pub(super) struct Probes {
 /// The outcome of one probe.
 enum ProbeOutcome {
     Success,
-    Failed(String),
+    Failed(ProbeFailure),
     /// The probe could not be made.
-    Shortage(std::io::Error),
+    Shortage(io::Error),
+}
+
+/// Why a probe failed.
+#[derive(Debug)]
+enum ProbeFailure {
+    /// Nothing listens on the port.
+    Closed(SocketAddr),
+    Unreachable(SocketAddr, io::Error),
+    Status(u16),
+    Late(Span),
+    Other(String),
+}
+
+impl fmt::Display for ProbeFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed(address) => {
+                let (port, hint) = (address.port(), listen_hint(*address));
+                write!(f, "port {port} is closed{hint}")
+            }
+            Self::Unreachable(address, error) => {
+                write!(
+                    f,
+                    "cannot connect to {address}: {error}{}",
+                    listen_hint(*address)
+                )
+            }
+            Self::Status(code) => write!(f, "it answered {code}"),
+            Self::Late(limit) => write!(f, "no answer within {limit}"),
+            Self::Other(detail) => f.write_str(detail),
+        }
+    }
+}
+
+impl ProbeFailure {
+    /// What a start waits for, and what to do if that will not come by itself.
+    fn progress(&self, spec: &ProbeSpec) -> String {
+        let probe = name(spec);
+        match self {
+            Self::Closed(_) | Self::Unreachable(..) => self.to_string(),
+            Self::Status(404) => format!("{probe} answers 404: set `readinessProbe.path`"),
+            Self::Status(code) => format!("{probe} answers {code}"),
+            Self::Late(limit) => format!("{probe} gets no answer within {limit}"),
+            Self::Other(detail) => format!("{probe}: {detail}"),
+        }
+    }
+}
+
+/// The probe in messages.
+fn name(spec: &ProbeSpec) -> String {
+    match spec.protocol {
+        ProbeProtocol::Http => format!("probe `{}`", spec.path),
+        ProbeProtocol::Tcp => "tcp probe".into(),
+        ProbeProtocol::Grpc if spec.service.is_empty() => "grpc probe".into(),
+        ProbeProtocol::Grpc => format!("grpc probe of `{}`", spec.service),
+    }
 }
 
 impl Probes {
@@ -102,36 +171,85 @@ impl Probes {
         verdicts: &mpsc::Sender<ProbeVerdict>,
         was_ready: watch::Sender<bool>,
     ) -> Result<(), mpsc::error::SendError<ProbeVerdict>> {
+        let (mut streak, mut ticks) = self.await_start(verdicts).await?;
+        was_ready.send_replace(true);
+        verdicts.send(ProbeVerdict::Ready).await?;
         let spec = &self.readiness;
-        if !self.adopted {
-            sleep(spec.initial_delay.to_std()).await;
-        }
-        let mut streak = Streak::default();
-        let mut ticks = ticks(spec);
         loop {
             ticks.tick().await;
             let answer = self.probe(spec).await;
             let verdict = match (streak.count(answer.is_ok(), spec), answer) {
-                (Some(true), _) => {
-                    was_ready.send_replace(true);
-                    ProbeVerdict::Ready
-                }
-                (Some(false), Err(detail)) if *was_ready.borrow() => ProbeVerdict::Unready(detail),
-                (Some(false), Err(detail)) => ProbeVerdict::Failed(self.not_ready_reason(&detail)),
+                (Some(true), _) => ProbeVerdict::Ready,
+                (Some(false), Err(failure)) => ProbeVerdict::Unready(failure.to_string()),
                 _ => continue,
             };
             verdicts.send(verdict).await?;
         }
     }
 
+    /// Returns once the instance is ready, to continue from. Reports what it waits for, and its failure once
+    /// the time for a start is over.
+    async fn await_start(
+        &self,
+        verdicts: &mpsc::Sender<ProbeVerdict>,
+    ) -> Result<(Streak, Interval), mpsc::error::SendError<ProbeVerdict>> {
+        let spec = &self.readiness;
+        let begin = Instant::now();
+        let deadline = begin + self.time_left_to_start();
+        if self.adopted_after.is_none() {
+            sleep(spec.initial_delay.to_std()).await;
+        }
+        let mut streak = Streak::default();
+        let mut ticks = ticks(spec);
+        let (mut reported, mut reports) = (String::new(), 0);
+        loop {
+            // The last probe is at the deadline, however long the period is.
+            tokio::select! {
+                biased;
+                _ = ticks.tick() => {}
+                () = sleep_until(deadline), if Instant::now() < deadline => {}
+            }
+            let answer = self.probe(spec).await;
+            let completed = streak.count(answer.is_ok(), spec);
+            let Err(failure) = answer else {
+                match completed {
+                    Some(true) => return Ok((streak, ticks)),
+                    _ => continue,
+                }
+            };
+            let progress = failure.progress(spec);
+            if Instant::now() >= deadline {
+                let limit = self.startup_limit;
+                let reason = format!("not ready after {limit} (`startupTimeout`): {progress}");
+                verdicts.send(ProbeVerdict::Failed(reason)).await?;
+            } else if begin.elapsed() >= PROGRESS_AFTER
+                && progress != reported
+                && reports < PROGRESS_MAX
+            {
+                reports += 1;
+                reported.clone_from(&progress);
+                verdicts.send(ProbeVerdict::Starting(progress)).await?;
+            }
+        }
+    }
+
+    /// An adopted instance has what is left of its time, but is not ended for a few failed probes.
+    fn time_left_to_start(&self) -> Duration {
+        let limit = self.startup_limit.to_std();
+        self.adopted_after.map_or(limit, |age| {
+            let left = limit.saturating_sub(age);
+            left.max(self.readiness.longest_streak().to_std())
+        })
+    }
+
     /// Probes once, retrying during resource shortages.
-    async fn probe(&self, spec: &ProbeSpec) -> Result<(), String> {
+    async fn probe(&self, spec: &ProbeSpec) -> Result<(), ProbeFailure> {
         loop {
             // The semaphore is never closed.
             let slot = self.slots.acquire().await;
             match send_probe(self.address, spec).await {
                 ProbeOutcome::Success => return Ok(()),
-                ProbeOutcome::Failed(detail) => return Err(detail),
+                ProbeOutcome::Failed(failure) => return Err(failure),
                 ProbeOutcome::Shortage(error) => self
                     .resource_limits
                     .report_shortage("a probe of an instance", &error),
@@ -139,22 +257,6 @@ impl Probes {
             drop(slot);
             sleep(SHORTAGE_RETRY_PAUSE).await;
         }
-    }
-
-    fn not_ready_reason(&self, detail: &str) -> String {
-        let spec = &self.readiness;
-        let delay = if self.adopted {
-            0
-        } else {
-            spec.initial_delay.millis()
-        };
-        let allowed = delay + spec.period.millis() * u64::from(spec.failure_threshold.max(1));
-        format!(
-            "not ready after {} ({} probes of `{}` failed; the last: {detail})",
-            Span::from_millis(allowed),
-            spec.failure_threshold.max(1),
-            spec.path
-        )
     }
 
     async fn watch_liveness(
@@ -174,10 +276,10 @@ impl Probes {
         loop {
             ticks.tick().await;
             let answer = self.probe(spec).await;
-            if let (Some(false), Err(detail)) = (streak.count(answer.is_ok(), spec), answer) {
+            if let (Some(false), Err(failure)) = (streak.count(answer.is_ok(), spec), answer) {
                 let reason = format!(
-                    "its liveness probe `{}` failed {} times in a row; the last: {detail}",
-                    spec.path,
+                    "its liveness {} failed {} times in a row; the last: {failure}",
+                    name(spec),
                     spec.failure_threshold.max(1)
                 );
                 // It is replaced, even if the probe succeeds again.
@@ -187,7 +289,7 @@ impl Probes {
     }
 }
 
-fn ticks(spec: &ProbeSpec) -> tokio::time::Interval {
+fn ticks(spec: &ProbeSpec) -> Interval {
     let mut ticks = interval(spec.period.to_std().max(PERIOD_MIN));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
@@ -195,33 +297,38 @@ fn ticks(spec: &ProbeSpec) -> tokio::time::Interval {
 
 async fn send_probe(address: SocketAddr, spec: &ProbeSpec) -> ProbeOutcome {
     let outcome = async {
-        match TcpStream::connect(address).await {
-            Ok(stream) => match get(stream, address, &spec.path).await {
-                Ok(()) => ProbeOutcome::Success,
-                Err(detail) => ProbeOutcome::Failed(detail),
-            },
-            Err(error) if is_shortage(&error) => ProbeOutcome::Shortage(error),
-            Err(error) => ProbeOutcome::Failed(format!(
-                "cannot connect to {address}: {error}{}",
-                listen_hint(address)
-            )),
-        }
+        let stream = match TcpStream::connect(address).await {
+            Ok(stream) => stream,
+            Err(error) if is_shortage(&error) => return ProbeOutcome::Shortage(error),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                return ProbeOutcome::Failed(ProbeFailure::Closed(address));
+            }
+            Err(error) => return ProbeOutcome::Failed(ProbeFailure::Unreachable(address, error)),
+        };
+        let answer = match spec.protocol {
+            ProbeProtocol::Http => get(stream, address, &spec.path).await,
+            ProbeProtocol::Tcp => Ok(()),
+            ProbeProtocol::Grpc => grpc_health::check(stream, address, &spec.service)
+                .await
+                .map_err(ProbeFailure::Other),
+        };
+        answer.map_or_else(ProbeOutcome::Failed, |()| ProbeOutcome::Success)
     };
     let outcome = timeout(spec.timeout.to_std(), outcome).await;
-    outcome.unwrap_or_else(|_| ProbeOutcome::Failed(format!("no answer within {}", spec.timeout)))
+    outcome.unwrap_or(ProbeOutcome::Failed(ProbeFailure::Late(spec.timeout)))
 }
 
 /// Uses a new connection for each probe: an instance that accepts none is not healthy.
-async fn get(stream: TcpStream, address: SocketAddr, path: &str) -> Result<(), String> {
+async fn get(stream: TcpStream, address: SocketAddr, path: &str) -> Result<(), ProbeFailure> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| ProbeFailure::Other(error.to_string()))?;
     let request = Request::get(path)
         .header("host", address.to_string())
         .header("user-agent", "penstock-probe")
         .header("connection", "close")
         .body(Empty::<Bytes>::new())
-        .map_err(|error| format!("`{path}` is not a path: {error}"))?;
+        .map_err(|error| ProbeFailure::Other(format!("`{path}` is not a path: {error}")))?;
     // Dropping the sender and the body ends the connection, which is driven concurrently.
     let answer = async move {
         let response = sender.send_request(request).await;
@@ -230,8 +337,8 @@ async fn get(stream: TcpStream, address: SocketAddr, path: &str) -> Result<(), S
     let (status, _) = tokio::join!(answer, connection);
     match status {
         Ok(200..=399) => Ok(()),
-        Ok(code) => Err(format!("it answered {code}")),
-        Err(error) => Err(format!("it gave no answer: {error}")),
+        Ok(code) => Err(ProbeFailure::Status(code)),
+        Err(error) => Err(ProbeFailure::Other(format!("it gave no answer: {error}"))),
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::launch;
-use super::os::{Leader, ProcessMatcher};
+use super::os::{self, Leader, ProcessMatcher};
 use super::probe::{ProbeVerdict, Probes};
 use super::shortage::{SHORTAGE_RETRY_PAUSE, StartError};
 use super::{Removal, Shared};
@@ -121,8 +121,16 @@ impl Supervisor {
                         return outcome;
                     }
                     self.was_ready = true;
-                    self.set_phase(ObservedPhase::Ready);
+                    self.shared.update(&self.id, |entry| {
+                        entry.progress = None;
+                        entry.phase = ObservedPhase::Ready;
+                        true
+                    });
                 }
+                ProbeVerdict::Starting(progress) => self.shared.update(&self.id, |entry| {
+                    entry.progress = Some(progress);
+                    true
+                }),
                 ProbeVerdict::Unready(reason) => self.set_phase(ObservedPhase::Unready { reason }),
                 ProbeVerdict::Unhealthy(reason) => self.shared.update(&self.id, |entry| {
                     entry.unhealthy = Some(reason);
@@ -141,7 +149,11 @@ impl Supervisor {
             address: entry.record.host.probe_address(entry.record.port?),
             readiness: spec.readiness_probe.clone(),
             liveness: spec.liveness_probe.clone(),
-            adopted: entry.adopted,
+            startup_limit: spec.startup_limit(),
+            adopted_after: entry.adopted.then(|| {
+                let process = entry.record.process.as_ref();
+                process.and_then(os::age).unwrap_or_default()
+            }),
             resource_limits: self.shared.config.resource_limits.clone(),
             slots: self.shared.probes.clone(),
         })

@@ -113,6 +113,7 @@ pub fn serve() {
                     200
                 }
                 "/burn" => burn(),
+                "/missing" => 404,
                 _ => 200,
             };
             let _ = (&stream).write_all(

@@ -44,7 +44,17 @@ pub struct DeploymentSpec {
     /// Timeouts and concurrency.
     #[serde(default)]
     pub request_settings: RequestSettings,
-    /// Determines whether an instance gets requests.
+    /// How long an instance that gets no new requests may take to finish those in flight, before it is
+    /// stopped regardless; the longest that a request may take by default. 0s to 1d.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_timeout: Option<Span>,
+    /// How long an instance may take from its start to ready, while its process runs; then it is ended and
+    /// started again. 1s to 1d; 10m by default, or `initialDelay` and `failureThreshold` times `period` of
+    /// `readinessProbe` if that is longer. A change holds for instances started after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub startup_timeout: Option<Span>,
+    /// Determines whether an instance gets requests: for the first time after its start, and whether one
+    /// that was ready still does.
     #[serde(default = "ProbeSpec::readiness")]
     pub readiness_probe: ProbeSpec,
     /// Determines whether an instance is replaced: one that fails it gets no new requests, its requests in
@@ -52,6 +62,20 @@ pub struct DeploymentSpec {
     /// default; probed only once the instance has been ready. Fields left out are as in `readinessProbe`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub liveness_probe: Option<ProbeSpec>,
+}
+
+/// Large models take minutes to load.
+const STARTUP_TIMEOUT_DEFAULT: Span = Span::from_secs(600);
+
+impl DeploymentSpec {
+    /// How long an instance may take from its start to ready.
+    pub fn startup_limit(&self) -> Span {
+        // Readiness limited the start before there was a limit of its own.
+        let probe = &self.readiness_probe;
+        let by_readiness = probe.initial_delay.millis() + probe.longest_streak().millis();
+        let default = STARTUP_TIMEOUT_DEFAULT.max(Span::from_millis(by_readiness));
+        self.startup_timeout.unwrap_or(default)
+    }
 }
 
 fn default_instances() -> u32 {
@@ -124,9 +148,18 @@ pub struct SecretRef {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RequestSettings {
-    /// Maximum time from the dispatch of a request to the last byte of the response; 408 if exceeded. 1ms
-    /// to 1h; 5s by default.
+    /// Maximum time from the dispatch of a request to the first byte of the response, not counting the time
+    /// in which its body is sent; 408 if exceeded. Without `maxDuration` it is also the maximum time to the
+    /// last byte, the sending of the body included. 1ms to 1h; 5s by default.
     pub timeout: Span,
+    /// Maximum time without a byte of the response, or of a request's body while it is received. 1ms to 1h;
+    /// by default 60s if `maxDuration` is set, and unlimited otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream_idle_timeout: Option<Span>,
+    /// Maximum time from the dispatch of a request to the last byte of the response. `timeout` to 1d; equal
+    /// to `timeout` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_duration: Option<Span>,
     /// Maximum concurrent requests per instance, over all gateways; 1 by default.
     pub max_concurrent_requests_per_instance: u32,
     /// How long a request may wait for an instance before it is answered 429 or 503; 500ms by default.
@@ -141,6 +174,23 @@ pub struct RequestSettings {
 /// (gunicorn) needs a lower value.
 const KEEP_ALIVE_IDLE_DEFAULT: Span = Span::from_secs(2);
 
+/// As in nginx, Envoy and most load balancers, within a factor of five.
+const STREAM_IDLE_DEFAULT: Span = Span::from_secs(60);
+
+impl RequestSettings {
+    /// Maximum time from the dispatch of a request to the last byte of the response.
+    pub fn longest_request(&self) -> Span {
+        self.max_duration.unwrap_or(self.timeout)
+    }
+
+    /// Maximum time without a byte, in either direction; `None` if only the whole request is limited, as
+    /// it was before there was a `max_duration`.
+    pub fn stream_idle(&self) -> Option<Span> {
+        let default = self.max_duration.map(|_| STREAM_IDLE_DEFAULT);
+        self.stream_idle_timeout.or(default)
+    }
+}
+
 fn is_keep_alive_idle_default(idle: &Span) -> bool {
     *idle == KEEP_ALIVE_IDLE_DEFAULT
 }
@@ -149,6 +199,8 @@ impl Default for RequestSettings {
     fn default() -> Self {
         Self {
             timeout: Span::from_secs(5),
+            stream_idle_timeout: None,
+            max_duration: None,
             max_concurrent_requests_per_instance: 1,
             max_queue_wait: Span::from_millis(500),
             keep_alive_idle: KEEP_ALIVE_IDLE_DEFAULT,
@@ -156,12 +208,37 @@ impl Default for RequestSettings {
     }
 }
 
-/// An HTTP probe of an instance. A status of 200 to 399 within `timeout` is a success.
+/// What a probe does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeProtocol {
+    /// Sends a GET request; a status of 200 to 399 is a success.
+    #[default]
+    Http,
+    /// Opens a connection; that it is accepted is a success. Says nothing about the model.
+    Tcp,
+    /// Asks gRPC's standard health service, `grpc.health.v1.Health/Check`, without TLS; SERVING is a success.
+    Grpc,
+}
+
+impl ProbeProtocol {
+    fn is_http(&self) -> bool {
+        *self == Self::Http
+    }
+}
+
+/// A probe of an instance, which succeeds within `timeout` or fails.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ProbeSpec {
-    /// Path and query of the GET request, beginning with `/`.
+    /// What the probe does; http by default.
+    #[serde(skip_serializing_if = "ProbeProtocol::is_http")]
+    pub protocol: ProbeProtocol,
+    /// Path and query of the GET request, beginning with `/`; `/` by default. Only for http.
     pub path: String,
+    /// The service whose health is asked for; the server as a whole by default. Only for grpc.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub service: String,
     /// Time from the start of the process to the first probe.
     pub initial_delay: Span,
     /// Time from one probe to the next.
@@ -174,17 +251,32 @@ pub struct ProbeSpec {
     pub failure_threshold: u32,
 }
 
+const DEFAULT_PATH: &str = "/";
+
 impl ProbeSpec {
     /// The default readiness probe: every second from the start.
     pub fn readiness() -> Self {
         Self {
-            path: "/".into(),
+            protocol: ProbeProtocol::Http,
+            path: DEFAULT_PATH.into(),
+            service: String::new(),
             initial_delay: Span::ZERO,
             period: Span::from_secs(1),
             timeout: Span::from_secs(2),
             success_threshold: 1,
             failure_threshold: 30,
         }
+    }
+
+    /// The time in which `failure_threshold` probes fail.
+    pub fn longest_streak(&self) -> Span {
+        let probes = u64::from(self.failure_threshold.max(1));
+        Span::from_millis(self.period.millis().saturating_mul(probes))
+    }
+
+    /// Whether the path is the one that a probe has if none is given.
+    pub fn has_default_path(&self) -> bool {
+        self.path == DEFAULT_PATH
     }
 
     /// Whether this is the liveness probe that specs had when nothing was asked for, before there could be

@@ -18,14 +18,19 @@ pub const ENV_MAX: usize = 256;
 pub const ENV_VALUE_BYTES_MAX: usize = 16 * 1024;
 /// Maximum size of a spec. It is copied into events for each instance, which are limited to 256 KiB.
 pub const SPEC_BYTES_MAX: usize = 64 * 1024;
-/// Maximum request timeout. Azure allows 180 s; large language models take longer.
+/// Maximum time to the first byte of a response. Azure allows 180 s; large language models take longer.
 pub const TIMEOUT_MAX: Span = Span::from_secs(3600);
+/// Maximum duration of a request in total, and of a drain: a streamed response may go on for long after its
+/// first byte.
+pub const DURATION_MAX: Span = Span::from_secs(24 * 3600);
 /// Maximum queue wait. Clients give up before that.
 pub const QUEUE_WAIT_MAX: Span = Span::from_secs(300);
 /// Maximum idle time of a connection. Servers seldom keep an idle connection for longer.
 pub const KEEP_ALIVE_IDLE_MAX: Span = Span::from_secs(300);
 /// Maximum of the concurrent requests per instance.
 pub const CONCURRENT_REQUESTS_MAX: u32 = 10_000;
+/// Minimum time that a start is given.
+pub const STARTUP_TIMEOUT_MIN: Span = Span::from_secs(1);
 /// Minimum time from one probe to the next.
 pub const PROBE_PERIOD_MIN: Span = Span::from_millis(100);
 /// Maximum of any span in a probe.
@@ -34,6 +39,8 @@ pub const PROBE_SPAN_MAX: Span = Span::from_secs(3600);
 pub const PROBE_THRESHOLD_MAX: u32 = 10_000;
 /// Maximum length of a probe's path.
 pub const PROBE_PATH_BYTES_MAX: usize = 1024;
+/// Maximum length of the name of a gRPC service in a probe: one byte holds the length.
+pub const PROBE_SERVICE_BYTES_MAX: usize = 120;
 /// Maximum of an endpoint's request body limit: 1 GiB.
 pub const REQUEST_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// Maximum length of the name of an instance type or region.

@@ -18,7 +18,7 @@ use contract::resources::{
 };
 use contract::time::Timestamp;
 
-use super::{Deployment, Endpoint};
+use super::{Deployment, Endpoint, needs_new_instances};
 use crate::documents;
 use crate::zones::ZoneData;
 
@@ -65,7 +65,7 @@ pub enum Command {
         /// Its complete labels.
         labels: Labels,
         /// Its spec.
-        spec: DeploymentSpec,
+        spec: Box<DeploymentSpec>,
         /// Uid to use if the deployment is new.
         uid: Uid,
     },
@@ -536,18 +536,6 @@ fn put_deployment(
         labels: labels.clone(),
         spec: spec.clone(),
     })])
-}
-
-/// Whether the new spec requires other instances. Their number and how requests reach them can
-/// change without replacing them; everything else requires new ones, probes included, since an
-/// instance is watched by the probes that it was started with.
-fn needs_new_instances(old: &DeploymentSpec, new: &DeploymentSpec) -> bool {
-    let adjusted = DeploymentSpec {
-        instances: old.instances,
-        request_settings: old.request_settings.clone(),
-        ..new.clone()
-    };
-    adjusted != *old
 }
 
 fn delete_deployment(endpoint: &Endpoint, name: &Name) -> CommandResult {

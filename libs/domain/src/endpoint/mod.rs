@@ -16,6 +16,8 @@ use contract::resources::{
 use contract::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::instances::Instance;
+
 /// One incarnation of an endpoint. Where it is optional, `None` means that no endpoint has the
 /// name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -84,6 +86,29 @@ pub struct Deployment {
     pub created: Position,
     /// Position of the last event about this deployment.
     pub position: Position,
+}
+
+impl Deployment {
+    /// Whether the instance is as the present spec requires. One of an older revision is too if the spec has
+    /// changed back since: it is kept.
+    pub fn is_made_of(&self, instance: &Instance) -> bool {
+        instance.revision == self.instance_revision
+            || !needs_new_instances(&instance.spec, &self.spec)
+    }
+}
+
+/// Whether the new spec requires other instances. Their number, how requests reach them and how long the
+/// next ones may take to start can change without replacing them; everything else requires new ones, probes
+/// included, since an instance is watched by the probes that it was started with.
+fn needs_new_instances(old: &DeploymentSpec, new: &DeploymentSpec) -> bool {
+    let adjusted = DeploymentSpec {
+        instances: old.instances,
+        request_settings: old.request_settings.clone(),
+        drain_timeout: old.drain_timeout,
+        startup_timeout: old.startup_timeout,
+        ..new.clone()
+    };
+    adjusted != *old
 }
 
 /// The autoscale settings of a deployment.

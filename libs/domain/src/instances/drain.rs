@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use contract::frame::{Frame, SourceKind};
 use contract::ids::{Bucket, EndpointKey, InstanceId, Position};
+use contract::resources::DeploymentSpec;
 use contract::time::{Span, Timestamp};
 
 use super::Instance;
@@ -18,13 +19,21 @@ use crate::members::{Members, SILENT_AFTER};
 /// Frames arrive every second; a longer pause than this stops the deadlines.
 const SILENCE_MAX: Span = Span::from_secs(3);
 
-/// How much longer than the longest request draining may take.
+/// How much longer than the longest request draining may take: until the last gateway knows of it.
 const MARGIN: Span = Span::from_secs(10);
 
-/// Returns how long an instance may drain.
-pub fn timeout(instance: &Instance) -> Span {
-    let longest_request = instance.spec.request_settings.timeout.millis();
-    Span::from_millis(longest_request + MARGIN.millis())
+/// Returns how long an instance may drain. Requests in flight were sent by the present settings of its
+/// deployment, if it still exists, or by those that the instance was started with: the longer time counts.
+pub fn timeout(instance: &Instance, present: Option<&DeploymentSpec>) -> Span {
+    let started_with = limit(&instance.spec);
+    present.map_or(started_with, |present| started_with.max(limit(present)))
+}
+
+fn limit(spec: &DeploymentSpec) -> Span {
+    spec.drain_timeout.unwrap_or_else(|| {
+        let longest_request = spec.request_settings.longest_request();
+        Span::from_millis(longest_request.millis() + MARGIN.millis())
+    })
 }
 
 /// The latest report of each gateway, by bucket.

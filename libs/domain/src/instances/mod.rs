@@ -301,6 +301,9 @@ impl Instance {
                     self.phase = Phase::Unready;
                 }
             }
+            Event::InstanceStarting(starting) if self.ready_at.is_none() => {
+                self.detail.clone_from(&starting.detail);
+            }
             Event::InstanceReady(_) => {
                 self.phase = Phase::Ready;
                 self.ready_at.get_or_insert(record.time);
@@ -342,6 +345,7 @@ impl Instance {
 fn instance_of(event: &Event) -> Option<&InstanceId> {
     Some(match event {
         Event::InstanceStarted(event) => &event.id,
+        Event::InstanceStarting(event) => &event.id,
         Event::InstanceReady(event) => &event.id,
         Event::InstanceUnready(event) => &event.id,
         Event::InstanceUnhealthy(event) => &event.id,

@@ -76,10 +76,10 @@ pub fn plan(
         if let Some(reason) = removal_due(instance, context) {
             requests.push(remove(instance, reason));
         } else if instance.is_kept() && !belongs_to_live_deployment(endpoint, instance) {
-            requests.push(drain(instance, RemovalReason::Deleted, None));
+            requests.push(drain(endpoint, instance, RemovalReason::Deleted, None));
         } else if instance.is_kept() && context.is_lost(instance) {
             // It may still run unseen: gateways must release it before its node may stop it.
-            requests.push(drain(instance, RemovalReason::NodeLost, None));
+            requests.push(drain(endpoint, instance, RemovalReason::NodeLost, None));
         }
     }
     let mut placement = Placement::new(instances, context.members, context.own_node, context.now);
@@ -118,9 +118,9 @@ pub fn plan(
             drains.extend(unhealthy.map(|instance| (instance, RemovalReason::Unhealthy)));
         }
         requests.extend(
-            drains
-                .into_iter()
-                .map(|(instance, reason)| drain(instance, reason, Some(granted.decision))),
+            drains.into_iter().map(|(instance, reason)| {
+                drain(endpoint, instance, reason, Some(granted.decision))
+            }),
         );
     }
     requests
@@ -143,9 +143,16 @@ fn is_deleting(endpoint: Option<&Endpoint>, deployment: &Deployment) -> bool {
 }
 
 fn belongs_to_live_deployment(endpoint: Option<&Endpoint>, instance: &Instance) -> bool {
-    endpoint
-        .and_then(|endpoint| endpoint.deployments.get(&instance.deployment))
-        .is_some_and(|d| d.uid == instance.deployment_uid && !is_deleting(endpoint, d))
+    deployment_of(endpoint, instance).is_some_and(|d| !is_deleting(endpoint, d))
+}
+
+/// The deployment of an instance, unless it is gone.
+fn deployment_of<'a>(
+    endpoint: Option<&'a Endpoint>,
+    instance: &Instance,
+) -> Option<&'a Deployment> {
+    let deployment = endpoint?.deployments.get(&instance.deployment)?;
+    (deployment.uid == instance.deployment_uid).then_some(deployment)
 }
 
 /// Why an instance must be removed now, if so.
@@ -170,12 +177,18 @@ fn remove(instance: &Instance, reason: RemovalReason) -> Event {
     })
 }
 
-fn drain(instance: &Instance, reason: RemovalReason, decision: Option<Uuid>) -> Event {
+fn drain(
+    endpoint: Option<&Endpoint>,
+    instance: &Instance,
+    reason: RemovalReason,
+    decision: Option<Uuid>,
+) -> Event {
+    let present = deployment_of(endpoint, instance).map(|deployment| &deployment.spec);
     Event::InstanceDraining(InstanceDraining {
         id: instance.id.clone(),
         reason,
         decision,
-        timeout: super::drain::timeout(instance),
+        timeout: super::drain::timeout(instance, present),
     })
 }
 
@@ -216,7 +229,7 @@ impl<'a> Fleet<'a> {
         let (current, old) = instances
             .of(deployment.uid)
             .filter(|instance| instance.is_kept() && !context.is_lost(instance))
-            .partition(|instance| instance.revision == deployment.instance_revision);
+            .partition(|instance| deployment.is_made_of(instance));
         let has_lost = instances
             .of(deployment.uid)
             .any(|instance| context.is_lost(instance));

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use backends::{ObservedInstance, ObservedPhase, StartSpec};
 use contract::events::{
-    Event, InstanceEnded, InstanceEvent, InstanceStarted, InstanceUnhealthy, InstanceUnready,
+    Event, InstanceEnded, InstanceEvent, InstanceStarted, InstanceStarting, InstanceUnhealthy,
+    InstanceUnready,
 };
 use contract::ids::{EndpointKey, InstanceId, Name, Uid};
 use contract::log::{Record, StreamName};
@@ -221,6 +222,19 @@ impl NodeState {
         })
     }
 
+    /// The number of instances of this node's backends that have not ended.
+    pub(super) fn running(&self) -> usize {
+        let has_ended = |local: &LocalInstance| {
+            let phase = &local.observed.phase;
+            matches!(
+                phase,
+                ObservedPhase::Exited { .. } | ObservedPhase::Removed { .. }
+            )
+        };
+        let running = self.local.values().filter(|local| !has_ended(local));
+        running.count()
+    }
+
     /// Handles a change reported by a backend.
     pub(super) fn observe(&mut self, kind: BackendKind, observed: ObservedInstance) {
         let id = observed.id.clone();
@@ -309,6 +323,7 @@ impl NodeState {
             pid: None,
             phase,
             adopted: false,
+            progress: None,
             unhealthy: None,
         }
     }
@@ -573,6 +588,16 @@ fn running_events(
         }
     }
     match observed {
+        ObservedPhase::Starting if phase == Phase::Starting => {
+            let progress = local.observed.progress.as_ref();
+            let unreported = progress.filter(|progress| **progress != instance.detail);
+            events.extend(unreported.map(|detail| {
+                Event::InstanceStarting(InstanceStarting {
+                    id: instance.id.clone(),
+                    detail: detail.clone(),
+                })
+            }));
+        }
         ObservedPhase::Ready if phase != Phase::Ready => {
             let id = instance.id.clone();
             events.push(Event::InstanceReady(InstanceEvent { id }));

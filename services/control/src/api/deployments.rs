@@ -112,7 +112,7 @@ pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
     let command = Command::PutDeployment {
         deployment: target.deployment.clone(),
         labels: document.metadata.labels,
-        spec: document.spec,
+        spec: Box::new(document.spec),
         uid: Uid(app.deps.ids.uid()),
     };
     let outcome = execute(&app, &call, &target.endpoint, &command).await?;

@@ -33,7 +33,7 @@ impl TestDeployment {
         state.set_instances(&[routed], || 0);
         let deployment = Deployment {
             name_header: HeaderValue::from_static("blue"),
-            timeout_us: 1,
+            limits: crate::limits::TimeLimits::new(&Default::default()),
             queue_wait_us: 1,
             keep_alive_idle_us: 1,
             limit: 1,

@@ -148,6 +148,16 @@ impl Upstream {
         !self.outgoing.has_sent
     }
 
+    /// How far the request has been sent.
+    pub fn send_progress(&self) -> SendProgress {
+        let unsent = self.outgoing.unsent();
+        SendProgress {
+            unsent,
+            awaits_client: self.outgoing.stage == SendStage::Body && unsent == 0,
+            is_sent: self.outgoing.is_sent(),
+        }
+    }
+
     /// Whether the response is complete.
     pub fn is_complete(&self) -> bool {
         self.reader.is_complete()
@@ -212,6 +222,17 @@ impl Upstream {
             buffer.freeze()
         }))
     }
+}
+
+/// How far a request has been sent, to tell who is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendProgress {
+    /// Bytes that the instance has not accepted yet.
+    unsent: usize,
+    /// Whether everything that has arrived from the client is sent, and more is to come.
+    pub awaits_client: bool,
+    /// Whether all of it is sent.
+    pub is_sent: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

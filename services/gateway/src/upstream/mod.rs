@@ -32,7 +32,7 @@ mod socket_tests;
 #[cfg(test)]
 mod tests;
 
-pub use connection::{Upstream, UpstreamError};
+pub use connection::{SendProgress, Upstream, UpstreamError};
 #[cfg(test)]
 pub use count_guard::CountGuard;
 pub use head::{ResponseHead, UpstreamRequest};

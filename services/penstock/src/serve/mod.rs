@@ -38,7 +38,7 @@ use server::Server;
 use services::SERVICES;
 use task_groups::TaskGroups;
 
-/// Runs until SIGTERM or Ctrl-C.
+/// Runs until SIGTERM, Ctrl-C, or the end of its terminal.
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     runtime::telemetry::start();
     let args = config_file::with_file(args)?;
@@ -83,6 +83,8 @@ async fn serve(args: ServeArgs, plan: Plan, budget: DescriptorBudget) -> anyhow:
     groups.shutdown().await;
     if let Some(server) = started? {
         server.close().await;
+        let data = args.data.display();
+        tracing::info!(%data, "stopped; all data is kept, and the next start with it continues from here");
     }
     served
 }
@@ -91,6 +93,8 @@ async fn serve(args: ServeArgs, plan: Plan, budget: DescriptorBudget) -> anyhow:
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Sent when the terminal is closed. `None` if whoever started us has it ignored, as `nohup` does.
+    hangup: Option<Signal>,
 }
 
 impl Signals {
@@ -98,6 +102,10 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("could not listen for SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("could not listen for Ctrl-C")?,
+            hangup: (!is_hangup_ignored())
+                .then(|| signal(SignalKind::hangup()))
+                .transpose()
+                .context("could not listen for SIGHUP")?,
         })
     }
 
@@ -105,6 +113,21 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            () = async {
+                match &mut self.hangup {
+                    Some(hangup) => drop(hangup.recv().await),
+                    None => std::future::pending().await,
+                }
+            } => {}
         }
     }
+}
+
+/// Whether this process was started with SIGHUP ignored. Listening for the signal would undo that.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // Signal 1 is the lowest bit.
+    mask.is_some_and(|mask| mask & 1 == 1)
 }

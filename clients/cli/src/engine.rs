@@ -33,7 +33,16 @@ pub fn transitions(
 
 /// The explanation of a decision in words.
 pub fn explanation(view: DecisionView) -> String {
-    explain::text(&Decision {
+    explain::text(&decision(view))
+}
+
+/// What changed the count of a decision or keeps it.
+pub fn sentence(view: DecisionView) -> String {
+    explain::sentence(&decision(view))
+}
+
+fn decision(view: DecisionView) -> Decision {
+    Decision {
         engine: view.engine,
         engine_version: view.engine_version,
         deployment: DeploymentRef {
@@ -48,8 +57,9 @@ pub fn explanation(view: DecisionView) -> String {
         outcome: view.outcome,
         profile: view.profile,
         decided_by: view.decided_by,
+        cause: view.cause,
         rules: view.rules,
         stages: view.stages,
         inputs: view.inputs,
-    })
+    }
 }

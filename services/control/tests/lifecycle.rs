@@ -295,6 +295,63 @@ async fn autoscale_pins_and_pauses_belong_to_the_deployment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pin_for_a_duration_ends_by_the_servers_clock() {
+    let world = TestWorld::with_blue().await;
+    let until = support::START + contract::time::Span::from_secs(3600);
+    let pinned = world
+        .put(
+            "/v1/autoscale/iris/blue/pin",
+            &json!({"instances": 3, "for": "1h"}),
+        )
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(pinned["pin"], json!({"instances": 3, "until": until}));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_an_autoscale_says_what_the_count_becomes_and_what_keeps_it() {
+    let world = TestWorld::with_blue().await;
+    let path = "/v1/autoscale/iris/blue";
+    let both = json!({});
+    let one = json!({"scaleOut": true});
+    for (pinned, paused, held_by) in [
+        (false, None, json!(null)),
+        (false, Some(&both), json!("pause")),
+        (false, Some(&one), json!("pause-of-scale-out")),
+        (true, Some(&both), json!("pin")),
+    ] {
+        world
+            .put(path, &autoscale("iris", "blue"))
+            .await
+            .expect(201);
+        world
+            .post(&format!("{path}/resume"), &json!({}))
+            .await
+            .expect(200);
+        if let Some(directions) = paused {
+            world
+                .post(&format!("{path}/pause"), directions)
+                .await
+                .expect(200);
+        }
+        if pinned {
+            world
+                .put(&format!("{path}/pin"), &json!({"instances": 3}))
+                .await
+                .expect(200);
+        }
+        let deleted = world.delete(path).await.expect(200).body();
+        assert_eq!(
+            (&deleted["instances"], &deleted["heldBy"]),
+            (&json!(1), &held_by)
+        );
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pin_expires() {
     let world = TestWorld::with_blue().await;
     let until = support::START + contract::time::Span::from_secs(60);

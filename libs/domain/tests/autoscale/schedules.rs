@@ -381,6 +381,9 @@ fn a_month_with_either_clock_change_on_lord_howe_island() {
 fn decided(document: &Value) -> Decision {
     let policy = compile(&spec(document)).unwrap();
     let tick = TickInputs {
+        pinned_by: None,
+        failed_starts: None,
+        starts_at_default: false,
         policy_revision: 1,
         fixed_instances: 1,
         pin: None,

@@ -142,6 +142,8 @@ pub async fn delete(app: Arc<App>, call: Call) -> ApiResult {
         result: DeleteResult::Deleting,
         dry_run: call.flag("dryRun")?,
         deployments: vec![target.deployment],
+        instances: None,
+        held_by: None,
     };
     let status = if body.dry_run {
         StatusCode::OK

@@ -18,6 +18,11 @@ pub fn findings(resource: &Resource) -> Vec<Finding> {
     domain::documents::validate(resource, &ZoneData::bundled())
 }
 
+/// What is valid in a document and probably not intended.
+pub fn warnings(resource: &Resource) -> Vec<Finding> {
+    domain::documents::warnings(resource, &ZoneData::bundled())
+}
+
 /// The active profile at `from`, then every change up to `to`.
 pub fn transitions(
     spec: &AutoscaleSpec,

@@ -11,6 +11,7 @@ use crate::decision::{
 };
 use crate::events::AccessRole;
 use crate::ids::{InstanceId, Name, Uid};
+use crate::problem::Finding;
 use crate::time::Timestamp;
 
 /// The metadata of a resource.
@@ -440,6 +441,9 @@ pub struct Applied<R> {
     pub dry_run: bool,
     /// The fields that changed.
     pub changes: Vec<FieldChange>,
+    /// What is valid in the document and probably not intended, with what to do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Finding>,
     /// The resource as it is now, or would be.
     pub resource: R,
 }

@@ -154,9 +154,9 @@ fn view(endpoint: &Endpoint, target: &DeploymentRef) -> Option<AutoscaleView> {
 
 pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
     let target = call.deployment()?;
-    let Resource::Autoscale(document) =
-        parse_resource(&app, &call, "Autoscale", &target.to_string())?
-    else {
+    let resource = parse_resource(&app, &call, "Autoscale", &target.to_string())?;
+    let warnings = domain::documents::warnings(&resource, &app.deps.zones);
+    let Resource::Autoscale(document) = resource else {
         return Err(ApiError::internal("parsed resource is not an Autoscale"));
     };
     let command = Command::PutAutoscale {
@@ -178,6 +178,7 @@ pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
         before.as_ref(),
         after.ok_or_else(deleted_concurrently)?,
         &outcome,
+        warnings,
     )
 }
 

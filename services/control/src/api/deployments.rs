@@ -129,6 +129,7 @@ pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
         before.as_ref(),
         after.ok_or_else(deleted_concurrently)?,
         &outcome,
+        Vec::new(),
     )
 }
 

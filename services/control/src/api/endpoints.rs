@@ -189,6 +189,7 @@ pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
         before.as_ref(),
         after.ok_or_else(deleted_concurrently)?,
         &outcome,
+        Vec::new(),
     )
 }
 
@@ -204,6 +205,7 @@ pub async fn traffic(app: Arc<App>, call: Call) -> ApiResult {
         before.as_ref(),
         after.ok_or_else(deleted_concurrently)?,
         &outcome,
+        Vec::new(),
     )
 }
 

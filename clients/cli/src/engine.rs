@@ -5,7 +5,7 @@ use contract::ids::DeploymentRef;
 use contract::problem::Finding;
 use contract::resources::{AutoscaleSpec, DecisionView, Resource};
 use contract::time::Timestamp;
-use domain::autoscale::{Policy, Transition, explain};
+use domain::autoscale::{Policy, Preview, explain};
 use domain::zones::ZoneData;
 
 /// Faults that only the engines detect: in conditions, schedules, metrics. Pointers start at the root.
@@ -23,17 +23,14 @@ pub fn warnings(resource: &Resource) -> Vec<Finding> {
     domain::documents::warnings(resource, &ZoneData::bundled())
 }
 
-/// The active profile at `from`, then every change up to `to`.
-pub fn transitions(
+/// The active profile at `from`, then the changes up to `to`.
+pub fn preview(
     spec: &AutoscaleSpec,
     from: Timestamp,
     to: Timestamp,
-) -> Result<Vec<Transition>, Vec<Finding>> {
+) -> Result<Preview, Vec<Finding>> {
     let policy = Policy::compile(spec, &ZoneData::bundled())?;
-    let first = policy.profile_at(from);
-    let later = policy.transitions(from, to);
-    let later = later.into_iter().filter(|one| one.at > from);
-    Ok(std::iter::once(first).chain(later).collect())
+    Ok(policy.preview(from, to))
 }
 
 /// The explanation of a decision in words.

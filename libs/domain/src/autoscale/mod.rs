@@ -39,7 +39,7 @@ pub use decide::{
 };
 pub use evaluate::{Evaluation, TickInputs, evaluate};
 pub use policy::{
-    COOLDOWN_MAX, INITIALIZATION_MAX, LABEL_LENGTH_MAX, PROFILES_MAX, Policy, RULES_MAX,
+    COOLDOWN_MAX, INITIALIZATION_MAX, LABEL_LENGTH_MAX, PROFILES_MAX, Policy, Preview, RULES_MAX,
     STABILIZATION_MAX, STEPS_MAX, Selection, TRANSITIONS_MAX, Transition,
 };
 pub use repeats::Repeats;

@@ -122,8 +122,13 @@ pub struct Transition {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Preview {
     pub items: Vec<Transition>,
+    /// When the first change happens that was left out because there are more than 10,000; absent if none
+    /// was. A preview from then on continues this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_at: Option<Timestamp>,
 }
 
 pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
@@ -350,6 +355,6 @@ pub async fn preview(app: Arc<App>, call: Call) -> ApiResult {
             "there is no Autoscale for `{target}`"
         )));
     };
-    let items = crate::api::decisions::transitions(&autoscale.spec, &app.deps.zones, from, to)?;
-    json(StatusCode::OK, &Preview { items })
+    let preview = crate::api::decisions::preview(&autoscale.spec, &app.deps.zones, from, to)?;
+    json(StatusCode::OK, &preview)
 }

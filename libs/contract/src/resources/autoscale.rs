@@ -50,7 +50,8 @@ pub enum AutoscaleMode {
 }
 
 /// The cooldown of rules that set none: for scaling out since the last scale-out, for scaling in since
-/// the last change in either direction.
+/// the last change in either direction. Corrections of the count by the bounds or the schedule of a profile are
+/// no such changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Cooldown {
@@ -130,7 +131,9 @@ pub struct Capacity {
     pub min: u32,
     /// The maximum count.
     pub max: u32,
-    /// The count without any data yet; from `min` to `max`.
+    /// The first count of an Autoscale that comes with its deployment (within a minute of its creation, or before
+    /// an instance was ever ready), the count of a profile without rules, and with `missing: default` the least
+    /// count without data; from `min` to `max`.
     pub default: u32,
 }
 

@@ -64,11 +64,13 @@ fn last_stage(decision: &Decision, names: &[&str]) -> String {
     stage.map_or(String::new(), |stage| stage.detail.clone())
 }
 
-fn with_reason(words: String, reason: &str) -> String {
-    match reason {
-        "" => words,
-        reason => format!("{words}: {reason}"),
+fn with_reason(mut words: String, reason: &str) -> String {
+    if !reason.is_empty() {
+        words.reserve(reason.len() + 2);
+        words.push_str(": ");
+        words.push_str(reason);
     }
+    words
 }
 
 fn name_of_rule(decision: &Decision) -> String {

@@ -8,7 +8,7 @@
 use serde_json::{Value, json};
 
 use crate::lifecycle::Load;
-use crate::support::{DataFolder, Penstock, eventually};
+use crate::support::{DataFolder, Penstock, deployment_document, endpoint_document, eventually};
 
 fn autoscale(profiles: Value) -> Value {
     json!({
@@ -108,7 +108,10 @@ async fn a_pin_decides_until_it_expires() {
         String::from_utf8_lossy(&scaled.stderr)
     );
     penstock.until_ready_instances("iris", "blue", 2).await;
-    assert_eq!(newest_decision(&penstock).await["outcome"], "pinned");
+    let pinned = newest_decision(&penstock).await;
+    assert_eq!(pinned["outcome"], "pinned");
+    let by = pinned["cause"]["detail"].as_str().unwrap();
+    assert!(by.contains(", by token:"), "{by}");
     penstock.until_ready_instances("iris", "blue", 1).await;
     assert_eq!(newest_decision(&penstock).await["outcome"], "fixed");
 }
@@ -165,4 +168,114 @@ async fn a_hundred_scale_ins_under_full_load_cut_no_request() {
         (folder.instance_processes().len() == ENDPOINTS).then_some(())
     })
     .await;
+}
+
+/// The decisions on iris/blue, oldest first.
+async fn decisions(penstock: &Penstock) -> Vec<Value> {
+    let path = "/v1/decisions?endpoint=iris&deployment=blue&limit=200";
+    let mut items = penstock.get(path).await["items"]
+        .as_array()
+        .unwrap()
+        .clone();
+    items.reverse();
+    items
+}
+
+#[tokio::test]
+async fn documents_of_one_apply_begin_with_the_default_count_in_any_order() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    let policy = autoscale(json!([{
+        "name": "default", "capacity": {"min": 1, "max": 3, "default": 2},
+        "rules": [{
+            "name": "busy", "metric": {"name": "concurrency", "window": "3s"}, "when": "> 100",
+            "scale": {"direction": "out", "by": 1}
+        }]
+    }]));
+    let file = folder.path().join("all.yaml");
+    let documents = [
+        policy,
+        deployment_document("iris", "blue", 1),
+        endpoint_document("iris"),
+    ];
+    let text: Vec<String> = documents.iter().map(Value::to_string).collect();
+    std::fs::write(&file, text.join("\n---\n")).unwrap();
+    let applied = penstock
+        .cli(&["apply", "-f", file.to_str().unwrap(), "--wait"])
+        .await;
+    let errors = String::from_utf8_lossy(&applied.stderr);
+    assert!(applied.status.success(), "{errors}");
+    assert!(errors.contains("no rule scales in"), "a warning: {errors}");
+    penstock.until_ready_instances("iris", "blue", 2).await;
+    let newest = newest_decision(&penstock).await;
+    assert_eq!(newest["granted"], 2, "{newest:#}");
+
+    let first = decisions(&penstock).await;
+    let first = first
+        .iter()
+        .find(|one| one["profile"] == "default")
+        .unwrap();
+    let sentence = first["cause"]["detail"].as_str().unwrap();
+    assert_eq!(
+        sentence,
+        "the first count of profile `default` is its default"
+    );
+    let id = first["id"].as_str().unwrap();
+    for words in [
+        &["decisions", "iris/blue"][..],
+        &["top", "--once"],
+        &["explain", id],
+    ] {
+        let output = penstock.cli(words).await;
+        let text = String::from_utf8(output.stdout).unwrap();
+        // The sentence begins with a capital letter in an explanation, and `top` is narrow.
+        assert!(text.contains(&sentence[1..30]), "{words:?}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_deployment_that_never_starts_keeps_its_count_and_explain_says_why() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    penstock
+        .put("/v1/endpoints/iris", &endpoint_document("iris"))
+        .await;
+    let mut deployment = deployment_document("iris", "blue", 1);
+    deployment["spec"]["command"] = json!([
+        "sh",
+        "-c",
+        "echo the weights are gone >&2; exit 7",
+        "{port}"
+    ]);
+    penstock
+        .put("/v1/endpoints/iris/deployments/blue", &deployment)
+        .await;
+    let policy = autoscale(json!([{
+        "name": "default", "capacity": {"min": 1, "max": 5, "default": 1},
+        "rules": [{
+            "name": "always", "metric": {"name": "concurrency", "window": "1s"}, "when": ">= 0",
+            "scale": {"direction": "out", "by": 1}
+        }]
+    }]));
+    penstock.put("/v1/autoscale/iris/blue", &policy).await;
+    let newest = eventually("a decision that is held", || async {
+        let newest = newest_decision(&penstock).await;
+        (newest["outcome"] == "held-by-failed-starts").then_some(newest)
+    })
+    .await;
+    assert_eq!(newest["cause"]["kind"], "failed-starts", "{newest:#}");
+    let explained = penstock
+        .cli(&["explain", newest["id"].as_str().unwrap()])
+        .await;
+    let text = String::from_utf8(explained.stdout).unwrap();
+    assert!(
+        text.contains("no instance of the present revision was ever ready"),
+        "{text}"
+    );
+    assert!(text.contains("Now Failing: 0 of "), "{text}");
+    assert!(
+        text.contains("exit code 7") || text.contains("code 7"),
+        "{text}"
+    );
+    penstock.verify().await;
 }

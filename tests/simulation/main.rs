@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // tests fail by panicking
 
+mod decisions;
 mod schedules;
 mod world;
 

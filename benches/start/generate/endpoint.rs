@@ -327,6 +327,9 @@ impl Endpoint {
             .map(|spec| Some(load::signal(spec, load, instances.ready, rng)))
             .collect();
         let tick = TickInputs {
+            pinned_by: None,
+            failed_starts: None,
+            starts_at_default: false,
             policy_revision: state.compiled.as_ref().map_or(0, |(revision, _)| *revision),
             fixed_instances: deployment.spec.instances,
             pin: deployment.pin,

@@ -10,11 +10,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ::documents::Backends;
+use contract::problem::Finding;
 use contract::resources::Resource;
 use contract::time::Span;
 use serde_json::{Value, json};
 
 use super::documents::{self, Document};
+use super::engine;
 use super::error::CliError;
 use super::kinds::ready_ratio;
 use super::output::{items, print, print_notice, text};
@@ -68,7 +70,10 @@ pub async fn apply(client: &Client, args: &ApplyArgs) -> Result<(), CliError> {
     };
     for document in &documents {
         match sender.put(document).await {
-            Ok(put) => reporter.print_result(&document.title(), &put)?,
+            Ok(put) => {
+                reporter.print_result(&document.title(), &put)?;
+                put.print_warnings(&document.title());
+            }
             Err(error) => return Err(reporter.abort(&document.title(), &error)),
         }
     }
@@ -110,15 +115,20 @@ pub struct PutResult {
     pub result: String,
     /// Each `{pointer, from, to}`.
     pub changes: Vec<Value>,
+    /// What is valid in the document and probably not intended.
+    pub warnings: Vec<Finding>,
 }
 
 impl PutResult {
     fn of(answer: &ApiResponse) -> Result<Self, CliError> {
         let body = answer.json()?;
         let changes = body.get("changes").and_then(Value::as_array);
+        let warnings = body.get("warnings").cloned().unwrap_or_default();
         Ok(Self {
             result: text(&body, "/result"),
             changes: changes.cloned().unwrap_or_default(),
+            // Those of servers without warnings, or of a later form, are not worth failing for.
+            warnings: serde_json::from_value(warnings).unwrap_or_default(),
         })
     }
 
@@ -126,6 +136,14 @@ impl PutResult {
         Self {
             result: result.to_owned(),
             changes: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Prints the warnings of a document to standard error.
+    pub fn print_warnings(&self, title: &str) {
+        for Finding { pointer, detail } in &self.warnings {
+            print_notice(&format!("warning: {title}: {pointer}: {detail}"));
         }
     }
 }
@@ -157,7 +175,10 @@ impl<'a> Sender<'a> {
     pub async fn put(&mut self, document: &Document) -> Result<PutResult, CliError> {
         if self.parent_is_only_planned(document) {
             self.planned.insert(document.title());
-            return Ok(PutResult::planned("created"));
+            return Ok(PutResult {
+                warnings: engine::warnings(&document.resource),
+                ..PutResult::planned("created")
+            });
         }
         let mut body = document.written.clone();
         if matches!(document.resource, Resource::Endpoint(_)) {

@@ -7,14 +7,14 @@ use contract::ids::DeploymentRef;
 use contract::resources::AutoscaleSpec;
 use contract::resources::Resource;
 use contract::time::{Span, Timestamp};
-use domain::autoscale::Transition;
-use serde_json::json;
+use domain::autoscale::{Preview, Transition};
+use serde_json::{Value, json};
 
 use super::documents;
 use super::engine;
 use super::error::CliError;
 use super::names::deployment_ref;
-use super::output::{Format, Screen, Table, items, print, yaml};
+use super::output::{Format, Screen, Table, print, print_notice, yaml};
 use crate::client::Client;
 
 /// Try out autoscale rules
@@ -108,19 +108,19 @@ pub async fn preview_live(
     ];
     let path = ["v1", "autoscale", endpoint, deployment, "preview"];
     let answer = client.get(&path, &query).await?;
+    let body = answer.json()?;
     if args.output == Format::Json {
+        if let Some(cut_at) = body.get("cutAt").and_then(Value::as_str) {
+            notice_cut(cut_at);
+        }
         return print(&answer.text);
     }
-    let transitions = items(&answer.json()?)
-        .into_iter()
-        .map(serde_json::from_value)
-        .collect::<Result<Vec<Transition>, _>>()
-        .map_err(|error| {
-            CliError::Failed(format!(
-                "the server's preview cannot be read by this client ({error}); use -o json"
-            ))
-        })?;
-    show(&transitions, args.output, screen)
+    let preview: Preview = serde_json::from_value(body).map_err(|error| {
+        CliError::Failed(format!(
+            "the server's preview cannot be read by this client ({error}); use -o json"
+        ))
+    })?;
+    show(&preview, args.output, screen)
 }
 
 fn preview_file_needed() -> Result<(), CliError> {
@@ -129,14 +129,14 @@ fn preview_file_needed() -> Result<(), CliError> {
     ))
 }
 
-/// The transitions of a document, evaluated locally.
+/// The preview of a document, evaluated locally.
 fn evaluated(
     spec: &AutoscaleSpec,
     args: &PreviewArgs,
     screen: Screen,
-) -> Result<Vec<Transition>, CliError> {
+) -> Result<Preview, CliError> {
     let (from, to) = range(args, screen.now)?;
-    engine::transitions(spec, from, to).map_err(|findings| {
+    engine::preview(spec, from, to).map_err(|findings| {
         let lines: Vec<String> = findings
             .iter()
             .map(|finding| format!("\n  {}: {}", finding.pointer, finding.detail))
@@ -151,10 +151,14 @@ fn evaluated(
 /// Maximum number of rows; a schedule that changes every minute has ten thousand transitions a week.
 const TABLE_ROWS_MAX: usize = 100;
 
-fn show(transitions: &[Transition], format: Format, screen: Screen) -> Result<(), CliError> {
+fn show(preview: &Preview, format: Format, screen: Screen) -> Result<(), CliError> {
+    let transitions = &preview.items;
+    if let Some(cut_at) = preview.cut_at {
+        notice_cut(&cut_at.to_string());
+    }
     match format {
-        Format::Json => print(&json!({"items": transitions}).to_string()),
-        Format::Yaml => print(&yaml(&json!({"items": transitions}))),
+        Format::Json => print(&json!(preview).to_string()),
+        Format::Yaml => print(&yaml(&json!(preview))),
         Format::Table => {
             let shown = &transitions[..transitions.len().min(TABLE_ROWS_MAX)];
             print(&table(shown).render(screen.tty))?;
@@ -166,6 +170,12 @@ fn show(transitions: &[Transition], format: Format, screen: Screen) -> Result<()
             }
         }
     }
+}
+
+fn notice_cut(cut_at: &str) {
+    print_notice(&format!(
+        "the preview was cut, since there are too many changes: those from {cut_at} on are missing; see them with --from {cut_at}"
+    ));
 }
 
 fn range(args: &PreviewArgs, now: Timestamp) -> Result<(Timestamp, Timestamp), CliError> {

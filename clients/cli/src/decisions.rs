@@ -153,49 +153,44 @@ pub fn count(row: &Value) -> String {
     }
 }
 
-/// The reason of the deciding rule, else of the first rule that triggered.
+/// What changed the count or keeps it: the sentence of `explain`, for decisions of older releases too.
 pub fn because(row: &Value) -> String {
-    let rules = row.get("rules").and_then(Value::as_array);
-    let rules = rules.map(Vec::as_slice).unwrap_or_default();
-    let decided_by = text(row, "/decidedBy");
-    let rule = rules
-        .iter()
-        .find(|rule| !decided_by.is_empty() && text(rule, "/name") == decided_by)
-        .or_else(|| {
-            rules
-                .iter()
-                .find(|rule| text(rule, "/verdict") == "triggered")
-        });
-    match rule {
-        Some(rule) => {
-            let words = text(rule, "/because");
-            let name = text(rule, "/name");
-            if words.is_empty() {
-                name
-            } else {
-                format!("{name}: {words}")
-            }
-        }
-        None if decided_by.is_empty() => last_stage(row),
-        None => decided_by,
+    let cause = text(row, "/cause/detail");
+    if !cause.is_empty() {
+        return cause;
     }
-}
-
-/// The detail of the last stage that changed the count, else of the last stage.
-fn last_stage(row: &Value) -> String {
-    let stages = row.get("stages").and_then(Value::as_array);
-    let stages = stages.map(Vec::as_slice).unwrap_or_default();
-    let changed = |stage: &&Value| stage.get("before") != stage.get("after");
-    let stage = stages.iter().rfind(changed).or(stages.last());
-    stage.map_or(String::new(), |stage| text(stage, "/detail"))
+    let view: Result<DecisionView, _> = serde_json::from_value(row.clone());
+    view.map_or(String::new(), engine::sentence)
 }
 
 pub async fn explain(client: &Client, args: &ExplainArgs) -> Result<(), CliError> {
     let answer = client.get(&["v1", "decisions", &args.id], &[]).await?;
     match args.output {
         ExplainFormat::Json => print(&answer.text),
-        ExplainFormat::Text => print(&render_explanation(&answer)?),
+        ExplainFormat::Text => {
+            let mut explanation = render_explanation(&answer)?;
+            explanation.push_str(&now(client, &answer.json()?).await);
+            print(&explanation)
+        }
     }
+}
+
+/// What keeps the deployment from serving now: instances may have failed since the decision. Empty if
+/// nothing does.
+async fn now(client: &Client, decision: &Value) -> String {
+    let (endpoint, deployment) = (text(decision, "/endpoint"), text(decision, "/deployment"));
+    let path = ["v1", "endpoints", &endpoint, "deployments", &deployment];
+    // The deployment may be gone, and the decision is explained nevertheless.
+    let Ok(answer) = client.get(&path, &[]).await else {
+        return String::new();
+    };
+    answer.json().map_or(String::new(), |body| {
+        let part = |field| text(&body, &format!("/status/available/{field}"));
+        match part("reason").as_str() {
+            "" | "Ready" | "ScaledToZero" => String::new(),
+            reason => format!("\nNow {reason}: {}\n", part("message")),
+        }
+    })
 }
 
 /// The explanation as text, from the engine of this binary.
@@ -215,23 +210,40 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn decisions_are_a_table_with_the_reason_of_the_deciding_rule() {
+    fn decisions_are_a_table_with_their_cause() {
         let rows = [
             json!({"id": "d2", "time": "2026-10-10T12:00:01.000Z", "endpoint": "iris", "deployment": "blue",
-                "from": 2, "wanted": 6, "granted": 4, "outcome": "clamped", "profile": "default", "decidedBy": "busy",
-                "rules": [{"name": "follow", "verdict": "triggered", "because": "x"},
-                          {"name": "busy", "verdict": "triggered", "because": "12.4 > 4"}]}),
+                "from": 2, "wanted": 4, "granted": 4, "outcome": "applied", "profile": "day",
+                "cause": {"kind": "profile", "name": "day", "detail": "profile `day` has begun"},
+                "rules": [{"name": "follow", "verdict": "triggered", "because": "x"}]}),
             json!({"id": "d1", "time": "2026-10-10T12:00:00.000Z", "endpoint": "iris", "deployment": "green",
-                "from": 1, "wanted": 1, "granted": 1, "outcome": "fixed", "profile": null, "rules": []}),
+                "from": 1, "wanted": 1, "granted": 1, "outcome": "steady", "profile": null, "rules": []}),
         ];
         assert_eq!(
             table(&rows).render(false),
             "\
-ID  TIME                      DEPLOYMENT  COUNT              OUTCOME  PROFILE  BECAUSE
-d2  2026-10-10T12:00:01.000Z  iris/blue   2 -> 4 (wanted 6)  clamped  default  busy: 12.4 > 4
-d1  2026-10-10T12:00:00.000Z  iris/green  1                  fixed    -        -
+ID  TIME                      DEPLOYMENT  COUNT   OUTCOME  PROFILE  BECAUSE
+d2  2026-10-10T12:00:01.000Z  iris/blue   2 -> 4  applied  day      profile `day` has begun
+d1  2026-10-10T12:00:00.000Z  iris/green  1       steady   -        -
 "
         );
+    }
+
+    #[test]
+    fn the_cause_of_a_decision_of_an_older_release_is_that_of_its_explanation() {
+        let text = include_str!("../../../libs/contract/tests/golden/decision.json");
+        let mut row: Value = serde_json::from_str(text).unwrap();
+        assert_eq!(row.get("cause"), None);
+        let more = json!({"id": "0199d1c2-7a40-7c11-9d5e-0f6f6c1f3a01", "endpoint": "iris",
+            "time": "2026-10-10T12:00:00.000Z"});
+        for (name, value) in more.as_object().unwrap() {
+            row[name] = value.clone();
+        }
+        row["deployment"] = json!("blue");
+        let cause = because(&row);
+        assert!(cause.starts_with("`busy`: 6.175 > 4"), "{cause}");
+        let explained = engine::explanation(serde_json::from_value(row).unwrap());
+        assert!(explained.contains(&format!("\n{cause}.\n")), "{explained}");
     }
 
     #[test]

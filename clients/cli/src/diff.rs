@@ -39,6 +39,7 @@ pub async fn diff(client: &Client, args: &DiffArgs) -> Result<(), CliError> {
         let put = sender.put(document).await?;
         differs |= put.result != "unchanged";
         print(&section(&document.title(), &put))?;
+        put.print_warnings(&document.title());
     }
     for split in std::mem::take(&mut sender.postponed) {
         let put = sender.put_split(&split).await?;
@@ -84,6 +85,7 @@ mod tests {
                 json!({"pointer": "/spec/env/LEVEL", "to": "3"}),
                 json!({"pointer": "/metadata/labels/team", "from": "ml"}),
             ],
+            warnings: Vec::new(),
         };
         assert_eq!(
             section("deployment iris/blue", &put),

@@ -23,7 +23,7 @@ use super::output::{print, print_notice};
   penstock validate -f iris.yaml -f rules.yaml --set level=3
 
 Every fault of every document is shown (the first 100) as file:line:column, the field's path and what
-to do; exit 1 if there is one.")]
+to do; exit 1 if there is one. Warnings are about what is valid and probably not intended.")]
 pub struct ValidateArgs {
     /// Files or directories of documents, or - for standard input
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
@@ -42,6 +42,8 @@ pub struct Document {
     pub resource: Resource,
     /// The document as written.
     pub written: Value,
+    /// What is valid and probably not intended: `file:line:column: field: what to do`.
+    pub warnings: Vec<String>,
 }
 
 impl Document {
@@ -73,7 +75,13 @@ pub fn validate(args: &ValidateArgs) -> Result<(), CliError> {
     for document in &documents {
         text.push_str(&format!("{} is valid\n", document.title()));
     }
-    print(&text)
+    print(&text)?;
+    for document in &documents {
+        for warning in &document.warnings {
+            print_notice(&format!("warning: {warning}"));
+        }
+    }
+    Ok(())
 }
 
 /// Reads all documents, or prints every fault in them given these backends.
@@ -147,9 +155,13 @@ impl LoadedDocuments {
         let (read, mut faults) = read_with_checks(&text, backends, engine::findings);
         for one in read {
             faults.extend(self.duplicate(source, &one));
+            let warnings = one.document.locate_all(engine::warnings(&one.resource));
+            let warnings = warnings.iter().map(|one| format!("{}:{one}", source.name));
+            let warnings = warnings.collect();
             self.documents.push(Document {
                 resource: one.resource,
                 written: one.document.tree.value,
+                warnings,
             });
         }
         faults.sort_by_key(|fault| fault.location);

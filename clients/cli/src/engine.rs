@@ -5,7 +5,7 @@ use contract::ids::DeploymentRef;
 use contract::problem::Finding;
 use contract::resources::{AutoscaleSpec, DecisionView, Resource};
 use contract::time::Timestamp;
-use domain::autoscale::{Policy, Transition, explain};
+use domain::autoscale::{Policy, Preview, explain};
 use domain::zones::ZoneData;
 
 /// Faults that only the engines detect: in conditions, schedules, metrics. Pointers start at the root.
@@ -18,22 +18,33 @@ pub fn findings(resource: &Resource) -> Vec<Finding> {
     domain::documents::validate(resource, &ZoneData::bundled())
 }
 
-/// The active profile at `from`, then every change up to `to`.
-pub fn transitions(
+/// What is valid in a document and probably not intended.
+pub fn warnings(resource: &Resource) -> Vec<Finding> {
+    domain::documents::warnings(resource, &ZoneData::bundled())
+}
+
+/// The active profile at `from`, then the changes up to `to`.
+pub fn preview(
     spec: &AutoscaleSpec,
     from: Timestamp,
     to: Timestamp,
-) -> Result<Vec<Transition>, Vec<Finding>> {
+) -> Result<Preview, Vec<Finding>> {
     let policy = Policy::compile(spec, &ZoneData::bundled())?;
-    let first = policy.profile_at(from);
-    let later = policy.transitions(from, to);
-    let later = later.into_iter().filter(|one| one.at > from);
-    Ok(std::iter::once(first).chain(later).collect())
+    Ok(policy.preview(from, to))
 }
 
 /// The explanation of a decision in words.
 pub fn explanation(view: DecisionView) -> String {
-    explain::text(&Decision {
+    explain::text(&decision(view))
+}
+
+/// What changed the count of a decision or keeps it.
+pub fn sentence(view: DecisionView) -> String {
+    explain::sentence(&decision(view))
+}
+
+fn decision(view: DecisionView) -> Decision {
+    Decision {
         engine: view.engine,
         engine_version: view.engine_version,
         deployment: DeploymentRef {
@@ -48,8 +59,9 @@ pub fn explanation(view: DecisionView) -> String {
         outcome: view.outcome,
         profile: view.profile,
         decided_by: view.decided_by,
+        cause: view.cause,
         rules: view.rules,
         stages: view.stages,
         inputs: view.inputs,
-    })
+    }
 }

@@ -296,5 +296,29 @@ pub async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), CliError> 
     } else {
         "deleted"
     };
-    print(&format!("{} {} {verb}", args.kind.singular(), args.name))
+    let then = answer
+        .json()
+        .map_or(String::new(), |body| count_after(&body));
+    let kind = args.kind.singular();
+    print(&format!("{kind} {} {verb}{then}", args.name))
+}
+
+/// What the count becomes after the deletion of an Autoscale; empty for other kinds.
+fn count_after(body: &Value) -> String {
+    let Some(own) = body.get("instances").and_then(Value::as_u64) else {
+        return String::new();
+    };
+    match text(body, "/heldBy").as_str() {
+        "" => format!(": the count becomes {own}, the deployment's own"),
+        "pin" => format!(": the count stays pinned, and becomes {own} once it is released"),
+        "pause" => {
+            format!(": scaling is paused, so the count stays, and becomes {own} once it is resumed")
+        }
+        "pause-of-scale-in" => format!(
+            ": the count becomes {own}, the deployment's own; a higher one stays until scaling in is resumed"
+        ),
+        _ => format!(
+            ": the count becomes {own}, the deployment's own; a lower one stays until scaling out is resumed"
+        ),
+    }
 }

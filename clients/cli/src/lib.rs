@@ -182,7 +182,7 @@ async fn dispatch(client: &Client, command: ClientCommand, screen: Screen) -> Re
         ClientCommand::Describe(args) => describe::describe(client, &args, screen).await,
         ClientCommand::Delete(args) => get::delete(client, &args).await,
         ClientCommand::Traffic(args) => operate::traffic(client, &args).await,
-        ClientCommand::Scale(args) => operate::scale(client, &args, screen).await,
+        ClientCommand::Scale(args) => operate::scale(client, &args).await,
         ClientCommand::Pause(args) => operate::pause(client, &args).await,
         ClientCommand::Resume(args) => operate::resume(client, &args).await,
         ClientCommand::Invoke(args) => operate::invoke(client, &args).await,

@@ -204,7 +204,7 @@ fn autoscale_path(of: &DeploymentRef, last: &'static str) -> [String; 5] {
     ]
 }
 
-pub async fn scale(client: &Client, args: &ScaleArgs, screen: Screen) -> Result<(), CliError> {
+pub async fn scale(client: &Client, args: &ScaleArgs) -> Result<(), CliError> {
     let of = &args.deployment;
     let path = autoscale_path(of, "pin");
     let path = path.each_ref().map(String::as_str);
@@ -212,14 +212,17 @@ pub async fn scale(client: &Client, args: &ScaleArgs, screen: Screen) -> Result<
         client.delete(&path).await?;
         return print(&format!("deployment {of} released: its rules decide"));
     };
-    let until = args.duration.map(|duration| screen.now + duration);
     let mut body = json!({"instances": instances});
-    if let Some(until) = until {
-        body["until"] = json!(until);
+    // The server counts from its own time: clocks differ.
+    if let Some(duration) = args.duration {
+        body["for"] = json!(duration);
     }
-    client.put(&path, &[], &body).await?;
+    let answer = client.put(&path, &[], &body).await?.json()?;
     warn_beyond_max(client, of, instances).await;
-    let until = until.map_or("released".into(), |until| until.to_string());
+    let until = match text(&answer, "/pin/until") {
+        until if until.is_empty() => "released".into(),
+        until => until,
+    };
     print(&format!(
         "deployment {of} pinned to {instances} instances until {until}"
     ))

@@ -531,6 +531,7 @@ mod tests {
             decisions: vec![
                 json!({"time": "2026-10-10T12:00:05.000Z", "endpoint": "iris", "deployment": "blue",
                 "from": 2, "wanted": 3, "granted": 3, "outcome": "applied", "decidedBy": "busy",
+                "cause": {"kind": "rule", "name": "busy", "detail": "`busy`: 12.4 > 4"},
                 "rules": [{"name": "busy", "verdict": "triggered", "because": "12.4 > 4"}]}),
             ],
             loads: BTreeMap::from([(
@@ -561,7 +562,7 @@ mod tests {
             "▁▁▂▃▅▆▇█",
             "5s ago",
             "2 -> 3",
-            "busy: 12.4 > 4",
+            "`busy`: 12.4 > 4",
         ] {
             assert!(shown.contains(expected), "no `{expected}` in:\n{shown}");
         }

@@ -39,6 +39,9 @@ pub enum DecisionOutcome {
     HeldByProjection,
     /// Scale-in is recommended while requests are refused for lack of capacity.
     HeldByRefusals,
+    /// A change is recommended, but no instance of the deployment's present revision has ever become ready,
+    /// and the last start failed.
+    HeldByFailedStarts,
     /// A change is recommended, but an operator has paused its direction.
     HeldByPause,
     /// The recommendation was limited to the profile's minimum or maximum.
@@ -78,14 +81,65 @@ pub struct Decision {
     pub outcome: DecisionOutcome,
     /// The profile in force, if an Autoscale applies.
     pub profile: Option<String>,
-    /// The rule that decided, if one did.
+    /// The rule that changed the count, or would have; `None` if something else did.
     pub decided_by: Option<String>,
+    /// What changed the count or keeps it; absent if nothing asks for another count, and in decisions of
+    /// older releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
     /// The result of each rule of the profile, in document order.
     pub rules: Vec<RuleResult>,
     /// The counts before and after each stage of the evaluation, in order.
     pub stages: Vec<EvaluationStage>,
     /// All inputs of the engine.
     pub inputs: DecisionInputs,
+}
+
+/// What changed a count, or keeps it although something asks for another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Cause {
+    /// The kind of cause.
+    pub kind: CauseKind,
+    /// The name of the rule, or of the profile whose beginning, bounds or default count it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The cause in words, without a full stop.
+    pub detail: String,
+}
+
+/// Kinds of causes of a count.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum CauseKind {
+    /// A rule, also if something else holds its recommendation back.
+    Rule,
+    /// A profile began or ended with its schedule, or the profile's default count applies.
+    Profile,
+    /// The minimum or maximum of the profile in force.
+    Bounds,
+    /// A count pinned by an operator.
+    Pin,
+    /// The end of a pin.
+    PinEnd,
+    /// A pause by an operator, or of the policy.
+    Pause,
+    /// The count in the deployment's document: no Autoscale applies, or only in shadow mode.
+    Document,
+    /// Missing or incomplete data.
+    Data,
+    /// Instances that fail to start.
+    FailedStarts,
+}
+
+impl CauseKind {
+    /// Whether a change with this cause starts the cooldowns of rules. A correction by the bounds or by a
+    /// schedule says nothing about load.
+    pub const fn starts_cooldown(self) -> bool {
+        !matches!(self, Self::Profile | Self::Bounds | Self::PinEnd)
+    }
 }
 
 /// The verdict of a rule.
@@ -120,6 +174,26 @@ pub struct RuleResult {
     pub direction: Option<Direction>,
     /// The reason in words: `12.4 > 4 (concurrency, average per instance over 30s)`.
     pub because: String,
+    /// What the value was measured on; absent if the rule was not evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
+}
+
+/// What the value of a rule was measured on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Evidence {
+    /// Requests that the model answered in the window; absent for metrics of instances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered: Option<u64>,
+    /// Requests that were refused for lack of capacity in the window, or in its last two minutes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refused: u64,
+    /// Instances that were measured, averaged over the window; absent for metrics of requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<f64>,
+    /// Instances that are ready.
+    pub ready: u32,
 }
 
 /// One stage of the evaluation, such as the limits of the profile.
@@ -149,10 +223,20 @@ pub struct DecisionInputs {
     pub fixed_instances: u32,
     /// The count that an operator has pinned, while the pin holds.
     pub pin: Option<Pin>,
+    /// Who pinned it: `token:NAME`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned_by: Option<String>,
     /// Directions that operators have paused.
     pub pause: Pause,
     /// The instances at the time of the evaluation.
     pub instances: InstanceCounts,
+    /// Starts that failed since an instance was last ready; absent if the last start did not fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_starts: Option<FailedStarts>,
+    /// Whether the Autoscale came together with the deployment, so that its default count replaces the
+    /// deployment's own, which was only granted in between.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub starts_at_default: bool,
     /// Aggregates by signal key (see `domain::measure`). An absent signal has no data.
     pub signals: BTreeMap<String, Signal>,
     /// State carried over from the previous evaluation.
@@ -197,6 +281,19 @@ pub struct InstanceCounts {
     pub pending: u32,
 }
 
+/// Starts of a deployment's present revision that failed, since an instance was last ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FailedStarts {
+    /// How many failed in a row.
+    pub in_a_row: u32,
+    /// Why the last one failed, for people.
+    pub reason: String,
+    /// Whether no instance of this revision has ever been ready. No rule changes the count then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub never_ready: bool,
+}
+
 /// The aggregate of a metric over a window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -228,6 +325,9 @@ pub struct Signal {
     /// The number of instances that an average over instances is of, averaged over the window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instances: Option<f64>,
+    /// Requests that the model answered in the window, as evidence; absent for metrics of instances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered: Option<u64>,
 }
 
 /// Why a metric could not be measured although its sources reported.
@@ -250,7 +350,7 @@ pub enum Unmeasured {
 pub struct CarriedState {
     /// The count granted last; `None` before the first decision.
     pub granted: Option<u32>,
-    /// The last scale-out, with the rule that decided, if one did.
+    /// The last scale-out that starts cooldowns, with the rule that decided, if one did.
     pub last_out: Option<LastChange>,
     /// The last scale-in, likewise.
     pub last_in: Option<LastChange>,
@@ -258,6 +358,15 @@ pub struct CarriedState {
     /// first.
     #[serde(rename = "wishes")]
     pub recommendations: Vec<Recommendation>,
+    /// The profile that was in force; absent if no Autoscale applied, and before the first decision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// The revision of the Autoscale that was evaluated: 0 if none applied, absent if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_revision: Option<u64>,
+    /// Whether a pin set the count.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
 }
 
 /// The last change of a count in one direction.
@@ -266,7 +375,7 @@ pub struct CarriedState {
 pub struct LastChange {
     /// When the change was decided.
     pub at: Timestamp,
-    /// The rule that decided; `None` for a pin, a document or a profile's limits.
+    /// The rule that decided; `None` for a pin or a document.
     pub rule: Option<String>,
 }
 

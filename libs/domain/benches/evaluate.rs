@@ -150,6 +150,9 @@ impl Deployment {
     fn tick(&mut self, of: &DeploymentRef, uid: Uid, now: Timestamp) -> bool {
         let count = self.carried.granted.unwrap_or(1);
         let inputs = TickInputs {
+            pinned_by: None,
+            failed_starts: None,
+            starts_at_default: false,
             policy_revision: 1,
             fixed_instances: 1,
             pin: None,

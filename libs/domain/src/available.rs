@@ -1,6 +1,7 @@
 //! The condition Available of a deployment: whether it can serve requests now, and if not, why. Derived
 //! from the count that was granted and the state of the instances.
 
+use contract::decision::FailedStarts;
 use contract::resources::{AvailableReason, ProvisioningState};
 
 use crate::endpoint::Deployment;
@@ -96,6 +97,17 @@ pub fn present_failures<'a>(
     let has_started_since =
         of(deployment, instances).any(|i| i.is_ready() && i.ready_at > history.last_failure);
     (!has_started_since).then_some(history)
+}
+
+/// Starts of the present revision that failed, if the last one did, as an input of decisions.
+pub fn failed_starts(deployment: &Deployment, instances: &Instances) -> Option<FailedStarts> {
+    let history = present_failures(deployment, instances)?;
+    let ready = instances.ready_revision(deployment.uid);
+    Some(FailedStarts {
+        in_a_row: history.failures,
+        reason: history.last_reason.clone(),
+        never_ready: ready.is_none_or(|ready| ready < history.revision),
+    })
 }
 
 fn describe_failures(history: &StartHistory) -> String {

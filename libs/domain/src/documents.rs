@@ -27,6 +27,16 @@ pub fn autoscale_findings(spec: &AutoscaleSpec, zones: &ZoneData) -> Vec<Finding
     Policy::compile(spec, zones).err().unwrap_or_default()
 }
 
+/// Returns what is valid in a document and probably not intended, with pointers from its root; none for a
+/// document with faults.
+pub fn warnings(resource: &Resource, zones: &ZoneData) -> Vec<Finding> {
+    match resource {
+        Resource::Autoscale(autoscale) => Policy::compile(&autoscale.spec, zones)
+            .map_or_else(|_| Vec::new(), |policy| policy.warnings()),
+        Resource::Endpoint(_) | Resource::Deployment(_) => Vec::new(),
+    }
+}
+
 /// One request of an apply.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ApplyStep {

@@ -48,6 +48,7 @@ impl EndpointFold {
             let exists = |uid: &Uid| endpoint.is_some_and(|endpoint| endpoint.has(*uid));
             self.granted.retain(|uid, _| exists(uid));
             self.instances.starts.retain(|uid, _| exists(uid));
+            self.instances.ready_revisions.retain(|uid, _| exists(uid));
             // Nothing more will be reported of instances that were lost with their node: drop them
             // here. If the node comes back, they end unrecorded.
             self.instances.instances.retain(|_, instance| {

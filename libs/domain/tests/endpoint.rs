@@ -568,18 +568,14 @@ fn an_expired_pin_is_released_by_the_reactor() {
         })
         .unwrap();
     world.settle();
-    assert!(
-        world.endpoint.as_ref().unwrap().deployments[&name("blue")]
-            .pin
-            .is_some()
-    );
+    let pinned = |world: &World| {
+        let deployment = &world.endpoint.as_ref().unwrap().deployments[&name("blue")];
+        (deployment.pin.is_some(), deployment.pinned_by.is_some())
+    };
+    assert_eq!(pinned(&world), (true, true));
     world.now = until;
     world.settle();
-    assert!(
-        world.endpoint.as_ref().unwrap().deployments[&name("blue")]
-            .pin
-            .is_none()
-    );
+    assert_eq!(pinned(&world), (false, false));
 }
 
 #[test]

@@ -123,6 +123,9 @@ fn a_metric_with_a_source_of_its_own_is_measured_and_scales() {
     assert_eq!(signals[0].unwrap().value, Some(40.0));
     assert_eq!(policy.signals()[0].key(), "toy_depth/10s/average");
     let tick = TickInputs {
+        pinned_by: None,
+        failed_starts: None,
+        starts_at_default: false,
         policy_revision: 1,
         fixed_instances: 1,
         pin: None,

@@ -3,17 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use contract::decision::{CarriedState, Decision, InstanceCounts};
+use contract::decision::{CarriedState, Decision, FailedStarts, InstanceCounts};
 use contract::events::{ClockStepped, Event};
 use contract::ids::{DeploymentRef, EndpointKey, Name, Uid};
 use contract::log::{Record, StreamKind, StreamName};
 use contract::resources::ProvisioningState;
 use contract::time::{Span, Timestamp};
 use domain::autoscale::{
-    Policy, Selection, TickInputs, carried_after_clock_step, carried_after_restart, carry,
-    evaluate, explain, should_explain,
+    Policy, Repeats, Selection, TickInputs, carried_after_clock_step, carried_after_restart, carry,
+    evaluate, explain,
 };
-use domain::endpoint::Deployment;
+use domain::endpoint::{Deployment, available};
 use domain::fold::{EndpointFold, FOLD_VERSION};
 use domain::measure::{Measures, SignalOptions};
 use domain::zones::ZoneData;
@@ -22,6 +22,10 @@ use serde::{Deserialize, Serialize};
 
 /// Decisions on one deployment are at least this far apart.
 const WRITE_EVERY: Span = Span::from_secs(1);
+
+/// An Autoscale that is applied this soon after its deployment was created belongs to it: its default is
+/// the first count, not the deployment's own, which was only granted in between.
+const TOGETHER: Span = Span::from_secs(60);
 
 /// Settings shared by all evaluations of this process.
 #[derive(Clone, Debug, Default)]
@@ -110,6 +114,7 @@ struct DeploymentEvaluation {
     /// The decision being committed, and the state to continue from once it is.
     uncommitted: Option<(Decision, CarriedState)>,
     written_at: Option<Timestamp>,
+    repeats: Repeats,
 }
 
 struct CompiledPolicy {
@@ -145,6 +150,7 @@ impl Evaluations {
         };
         match evaluation_state.uncommitted.take() {
             Some((uncommitted, carried)) if uncommitted == *decision => {
+                evaluation_state.repeats.recorded(decision);
                 evaluation_state.carried = carried;
                 evaluation_state.written_at = Some(decision.at);
             }
@@ -201,6 +207,8 @@ impl Evaluations {
                 deployment,
                 last,
                 instances: counts(&state.fold, uid),
+                failed_starts: available::failed_starts(deployment, &state.fold.instances),
+                starts_at_default: starts_at_default(deployment, &state.fold),
                 options,
                 zones: &settings.zones,
                 now,
@@ -220,6 +228,8 @@ struct EvaluationInputs<'a> {
     deployment: &'a Deployment,
     last: Option<&'a Decision>,
     instances: InstanceCounts,
+    failed_starts: Option<FailedStarts>,
+    starts_at_default: bool,
     options: SignalOptions,
     zones: &'a ZoneData,
     now: Timestamp,
@@ -246,6 +256,7 @@ impl DeploymentEvaluation {
             selection: None,
             uncommitted: None,
             written_at: None,
+            repeats: Repeats::default(),
         }
     }
 
@@ -275,18 +286,28 @@ impl DeploymentEvaluation {
             policy_revision: compiled.map_or(0, |compiled| compiled.revision),
             fixed_instances: deployment.spec.instances,
             pin: deployment.pin,
+            pinned_by: deployment.pinned_by.as_deref(),
             pause: deployment.pause,
             instances: inputs.instances,
+            failed_starts: inputs.failed_starts.as_ref(),
+            starts_at_default: inputs.starts_at_default && self.carried.profile.is_none(),
             signals: &signals,
             carried: &self.carried,
             selection: self.selection,
         };
         let evaluation = evaluate(policy, &tick, now);
         self.selection = evaluation.selection;
-        if !should_explain(inputs.last, policy, &evaluation) {
+        let repeats = &mut self.repeats;
+        if !repeats.should_record(inputs.last, policy, &evaluation, now) {
             carry(&mut self.carried, policy, &evaluation, now);
             return None;
         }
+        let mut explained = signals.clone();
+        measures.add_evidence(deployment.uid, specs, now, &mut explained);
+        let tick = TickInputs {
+            signals: &explained,
+            ..tick
+        };
         let decision = explain(&of(), deployment.uid, policy, &tick, now);
         let mut carried = self.carried.clone();
         carry(&mut carried, policy, &evaluation, now);
@@ -329,6 +350,14 @@ impl DeploymentEvaluation {
         });
         self.selection = None;
     }
+}
+
+/// Whether the first decision by the Autoscale of a deployment takes its default.
+fn starts_at_default(deployment: &Deployment, fold: &EndpointFold) -> bool {
+    deployment.autoscale.as_ref().is_some_and(|autoscale| {
+        autoscale.created_at.since(deployment.created_at) < TOGETHER
+            || fold.instances.ready_revision(deployment.uid).is_none()
+    })
 }
 
 fn counts(fold: &EndpointFold, uid: Uid) -> InstanceCounts {

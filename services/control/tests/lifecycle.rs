@@ -295,6 +295,87 @@ async fn autoscale_pins_and_pauses_belong_to_the_deployment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_answer_to_an_autoscale_has_its_warnings_and_takes_it() {
+    let world = TestWorld::with_blue().await;
+    let path = "/v1/autoscale/iris/blue";
+    let mut document = autoscale("iris", "blue");
+    document["spec"]["profiles"][0]["capacity"] = json!({"min": 0, "max": 5, "default": 0});
+    document["spec"]["profiles"][0]["rules"] = json!([
+        {"name": "hot", "metric": {"name": "cpu_utilization"}, "track": {"target": 50}},
+    ]);
+    for (query, status) in [("?dryRun=true", 200), ("", 201)] {
+        let answer = world.put(&format!("{path}{query}"), &document).await;
+        let answer = answer.expect(status).body();
+        let pointers = answer["warnings"].as_array().unwrap().iter();
+        let mut pointers = pointers.map(|warning| &warning["pointer"]);
+        assert!(
+            pointers.any(|pointer| pointer == "/spec/profiles/0/capacity/min"),
+            "{answer}"
+        );
+    }
+    let fine = world.put(path, &autoscale("iris", "blue")).await;
+    assert_eq!(fine.expect(200).body().get("warnings"), None);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_for_a_duration_ends_by_the_servers_clock() {
+    let world = TestWorld::with_blue().await;
+    let until = support::START + contract::time::Span::from_secs(3600);
+    let pinned = world
+        .put(
+            "/v1/autoscale/iris/blue/pin",
+            &json!({"instances": 3, "for": "1h"}),
+        )
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(pinned["pin"], json!({"instances": 3, "until": until}));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_an_autoscale_says_what_the_count_becomes_and_what_keeps_it() {
+    let world = TestWorld::with_blue().await;
+    let path = "/v1/autoscale/iris/blue";
+    let both = json!({});
+    let one = json!({"scaleOut": true});
+    for (pinned, paused, held_by) in [
+        (false, None, json!(null)),
+        (false, Some(&both), json!("pause")),
+        (false, Some(&one), json!("pause-of-scale-out")),
+        (true, Some(&both), json!("pin")),
+    ] {
+        world
+            .put(path, &autoscale("iris", "blue"))
+            .await
+            .expect(201);
+        world
+            .post(&format!("{path}/resume"), &json!({}))
+            .await
+            .expect(200);
+        if let Some(directions) = paused {
+            world
+                .post(&format!("{path}/pause"), directions)
+                .await
+                .expect(200);
+        }
+        if pinned {
+            world
+                .put(&format!("{path}/pin"), &json!({"instances": 3}))
+                .await
+                .expect(200);
+        }
+        let deleted = world.delete(path).await.expect(200).body();
+        assert_eq!(
+            (&deleted["instances"], &deleted["heldBy"]),
+            (&json!(1), &held_by)
+        );
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pin_expires() {
     let world = TestWorld::with_blue().await;
     let until = support::START + contract::time::Span::from_secs(60);

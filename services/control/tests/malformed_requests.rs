@@ -165,6 +165,22 @@ const REQUESTS: &[Request] = &[
     (
         "PUT",
         "/v1/autoscale/iris/blue/pin",
+        "{\"instances\": 2, \"until\": \"2101-01-01T00:00:00Z\", \"for\": \"1h\"}",
+        400,
+        "invalid-document",
+        "keep one of the two",
+    ),
+    (
+        "PUT",
+        "/v1/autoscale/iris/blue/pin",
+        "{\"instances\": 2, \"for\": \"0s\"}",
+        400,
+        "invalid-document",
+        "write a duration such as 1h",
+    ),
+    (
+        "PUT",
+        "/v1/autoscale/iris/blue/pin",
         "{\"instances\": 2, \"until\": \"tomorrow\"}",
         400,
         "invalid-document",

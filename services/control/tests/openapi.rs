@@ -61,6 +61,9 @@ async fn append_decision_and_instance(world: &TestWorld) -> u64 {
     let policy: AutoscaleSpec =
         serde_json::from_value(autoscale("iris", "blue")["spec"].clone()).unwrap();
     let inputs = DecisionInputs {
+        pinned_by: None,
+        failed_starts: None,
+        starts_at_default: false,
         policy_revision: 1,
         policy: Some(policy),
         fixed_instances: 1,

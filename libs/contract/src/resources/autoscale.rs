@@ -50,7 +50,8 @@ pub enum AutoscaleMode {
 }
 
 /// The cooldown of rules that set none: for scaling out since the last scale-out, for scaling in since
-/// the last change in either direction.
+/// the last change in either direction. Corrections of the count by the bounds or the schedule of a profile are
+/// no such changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Cooldown {
@@ -130,7 +131,9 @@ pub struct Capacity {
     pub min: u32,
     /// The maximum count.
     pub max: u32,
-    /// The count without any data yet; from `min` to `max`.
+    /// The first count of an Autoscale that comes with its deployment (within a minute of its creation, or before
+    /// an instance was ever ready), the count of a profile without rules, and with `missing: default` the least
+    /// count without data; from `min` to `max`.
     pub default: u32,
 }
 
@@ -150,7 +153,18 @@ pub struct ScheduleSpec {
     /// Once, from one time to another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dated: Option<DatedSpec>,
-    /// An IANA time zone name, such as `Europe/Berlin`.
+    /// An IANA time zone name, such as `Europe/Berlin`. Windows open and close by its wall clock, also when
+    /// clocks change:
+    ///
+    /// - A time in the hour that does not exist is when that hour would have begun. In Europe/Paris on
+    ///   2026-03-29, when 02:00 becomes 03:00, `cron: "30 2 * * *"` with `duration: 1h` lasts from 03:00 to
+    ///   04:00. A weekly or dated window that lies within that hour does not open.
+    /// - In the hour that comes twice, a window opens at the first occurrence and closes at the last one. In
+    ///   Europe/Paris on 2026-10-25, when 03:00 becomes 02:00, `cron: "30 2 * * *"` with `duration: 1h` lasts
+    ///   from the first 02:30 (00:30 UTC) to 03:30 (02:30 UTC), two hours; a weekly window from 00:00 to 02:30
+    ///   closes at the second 02:30 (01:30 UTC). It opens once.
+    /// - `duration` is of the wall clock: `cron: "0 22 * * *"` with `duration: 9h` closes at 07:00 in every
+    ///   night.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_zone: Option<String>,
 }

@@ -7,10 +7,11 @@ use uuid::Uuid;
 
 use super::{AutoscaleSpec, DeploymentSpec, EndpointSpec, Labels, ProvisioningState};
 use crate::decision::{
-    Decision, DecisionInputs, DecisionOutcome, EvaluationStage, Pause, Pin, RuleResult,
+    Cause, Decision, DecisionInputs, DecisionOutcome, EvaluationStage, Pause, Pin, RuleResult,
 };
 use crate::events::AccessRole;
 use crate::ids::{InstanceId, Name, Uid};
+use crate::problem::Finding;
 use crate::time::Timestamp;
 
 /// The metadata of a resource.
@@ -280,8 +281,12 @@ pub struct DecisionView {
     pub outcome: DecisionOutcome,
     /// The profile in force, if an Autoscale applies.
     pub profile: Option<String>,
-    /// The rule that decided, if one did.
+    /// The rule that changed the count, or would have; absent if something else did.
     pub decided_by: Option<String>,
+    /// What changed the count or keeps it; absent if nothing asks for another count, and in decisions of
+    /// older releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
     /// The result of each rule.
     pub rules: Vec<RuleResult>,
     /// The counts before and after each stage of the evaluation, in order.
@@ -308,6 +313,7 @@ impl DecisionView {
             outcome: decision.outcome,
             profile: decision.profile,
             decided_by: decision.decided_by,
+            cause: decision.cause,
             rules: decision.rules,
             stages: decision.stages,
             inputs: decision.inputs,
@@ -435,6 +441,9 @@ pub struct Applied<R> {
     pub dry_run: bool,
     /// The fields that changed.
     pub changes: Vec<FieldChange>,
+    /// What is valid in the document and probably not intended, with what to do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Finding>,
     /// The resource as it is now, or would be.
     pub resource: R,
 }

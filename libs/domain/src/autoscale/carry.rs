@@ -1,7 +1,9 @@
-//! The state that one evaluation hands to the next: the count, the last change in each direction,
-//! and the recommendations that may still hold something back.
+//! The state that one evaluation hands to the next: the count and what set it, the last change in each
+//! direction, and the recommendations that may still hold something back.
 
-use contract::decision::{CarriedState, Decision, LastChange, Recommendation};
+use contract::decision::{
+    CarriedState, CauseKind, Decision, DecisionOutcome, LastChange, Recommendation,
+};
 use contract::time::{Span, Timestamp};
 
 use super::evaluate::Evaluation;
@@ -16,7 +18,16 @@ pub fn carry(
     now: Timestamp,
 ) {
     let decided_by = || policy.and_then(|policy| evaluation.decided_by(policy));
-    grant(carried, evaluation.granted, decided_by, now);
+    grant(
+        carried,
+        evaluation.granted,
+        evaluation.cause,
+        decided_by,
+        now,
+    );
+    let profile = policy.and_then(|policy| evaluation.profile(policy));
+    let pinned = evaluation.outcome == DecisionOutcome::Pinned;
+    set_origin(carried, profile, evaluation.policy_revision, pinned);
     let (out, scale_in) = policy.map_or((Span::ZERO, Span::ZERO), |policy| {
         (policy.stabilize_out, policy.stabilize_in)
     });
@@ -30,6 +41,7 @@ pub fn carry(
 fn grant<'a>(
     carried: &mut CarriedState,
     granted: u32,
+    cause: Option<CauseKind>,
     decided_by: impl FnOnce() -> Option<&'a str>,
     at: Timestamp,
 ) {
@@ -37,11 +49,25 @@ fn grant<'a>(
         let rule = decided_by().map(str::to_owned);
         Some(LastChange { at, rule })
     };
-    match carried.granted.replace(granted) {
+    let before = carried.granted.replace(granted);
+    if cause.is_some_and(|cause| !cause.starts_cooldown()) {
+        return;
+    }
+    match before {
         Some(before) if granted > before => carried.last_out = change(),
         Some(before) if granted < before => carried.last_in = change(),
         _ => {}
     }
+}
+
+/// Remembers under what the count was granted, to tell what changes it next. Most evaluations change
+/// nothing here, and copy nothing.
+fn set_origin(carried: &mut CarriedState, profile: Option<&str>, revision: u64, pinned: bool) {
+    if carried.profile.as_deref() != profile {
+        carried.profile = profile.map(str::to_owned);
+    }
+    carried.policy_revision = Some(revision);
+    carried.pinned = pinned;
 }
 
 /// Adds a recommendation, and drops those that can no longer count: older than the longest window,
@@ -84,8 +110,15 @@ pub fn carried_after_restart(last: &Decision, now: Timestamp) -> CarriedState {
     grant(
         &mut carried,
         last.granted,
+        last.cause.as_ref().map(|cause| cause.kind),
         || last.decided_by.as_deref(),
         last.at,
+    );
+    set_origin(
+        &mut carried,
+        last.profile.as_deref(),
+        last.inputs.policy_revision,
+        last.outcome == DecisionOutcome::Pinned,
     );
     carried.recommendations = vec![Recommendation {
         last: now.max(last.at),

@@ -153,6 +153,62 @@ impl Cron {
     }
 }
 
+/// What other schedulers read differently in a valid expression, and what to write instead. Numbers of
+/// weekdays other than 7 are not reported: all descendants of crontab agree about them.
+pub fn ambiguities(expression: &str) -> Vec<String> {
+    let fields: Vec<&str> = expression.split_whitespace().collect();
+    let (Some(day), Some(weekday)) = (fields.get(DAY_OF_MONTH), fields.get(WEEKDAY)) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    let is_star = |text: &str| text.starts_with('*');
+    let is_stepped = |text: &str| is_star(text) && text != "*";
+    if (is_stepped(day) && *weekday != "*") || (is_stepped(weekday) && *day != "*") {
+        found.push(format!(
+            "day of the month `{day}` and weekday `{weekday}` must both match here, as in crontab; Kubernetes and KEDA take either: name the days, or write a profile for each"
+        ));
+    } else if !is_star(day) && !is_star(weekday) {
+        found.push(format!(
+            "either of day of the month `{day}` and weekday `{weekday}` suffices here, as in crontab; some schedulers, such as APScheduler, require both: write a profile for each"
+        ));
+    }
+    let items = FIELDS
+        .iter()
+        .zip(&fields)
+        .flat_map(|(field, text)| text.split(',').map(move |item| (field, item)));
+    for (field, item) in items {
+        let (range, step) = item.split_once('/').unwrap_or((item, ""));
+        if !step.is_empty() && range != "*" && !range.contains('-') {
+            found.push(format!(
+                "`{item}` runs to the end of the {} field here; crontab refuses it: write `{range}-{}/{step}`",
+                field.name,
+                field.last()
+            ));
+        }
+    }
+    for item in weekday.split(',') {
+        let (range, _) = item.split_once('/').unwrap_or((item, ""));
+        let ends: Vec<&str> = range.split('-').collect();
+        if ends.contains(&"7") {
+            found.push(format!(
+                "weekday `{item}` has 7 for Sunday, as in crontab; Kubernetes and KEDA refuse 7: write Sun"
+            ));
+        }
+        let numbers: Vec<u32> = ends
+            .iter()
+            .filter_map(|end| FIELDS[WEEKDAY].number(end).ok())
+            .collect();
+        if let [first, last] = numbers[..]
+            && first > last
+        {
+            found.push(format!(
+                "weekday `{item}` goes on over the end of the week here; crontab never fires for it, and Kubernetes and KEDA refuse it: list the days"
+            ));
+        }
+    }
+    found
+}
+
 /// Builds the crate's schedule; empty lists become `*`.
 fn translate(fields: &[Vec<u32>]) -> Result<cron::Schedule, cron::error::Error> {
     let mut text = String::from("0");
@@ -296,6 +352,40 @@ mod tests {
             ("0 9 2 mar *", ["Mon 02 09:00", "Tue 02 09:00"]),
         ] {
             assert_eq!(occurrences(expression, 2), expected, "{expression}");
+        }
+    }
+
+    #[test]
+    fn what_other_schedulers_read_differently_is_found() {
+        for (expression, parts) in [
+            ("0 9 */2 * Fri", vec!["must both match"]),
+            ("0 9 13 * */2", vec!["must both match"]),
+            ("0 9 13 * Fri", vec!["either of"]),
+            ("5/30 9 * * *", vec!["write `5-59/30`"]),
+            ("0 2/4 * * *", vec!["write `2-23/4`"]),
+            ("0 9 * * 7", vec!["write Sun"]),
+            ("0 9 * * 5-7", vec!["write Sun"]),
+            ("0 9 * * Fri-Mon", vec!["list the days"]),
+            ("0 9 * * 5-1", vec!["list the days"]),
+            (
+                "0/5 9 */3 * 7",
+                vec!["must both match", "write `0-59/5`", "write Sun"],
+            ),
+            ("*/30 9 * * Mon-Fri", vec![]),
+            ("0 9 */2 * *", vec![]),
+            ("0 9 * * 1-5", vec![]),
+            ("0 9 1,15 * *", vec![]),
+            ("0 9 * * sat,sun", vec![]),
+        ] {
+            let found = ambiguities(expression);
+            let matches = found
+                .iter()
+                .zip(&parts)
+                .all(|(text, part)| text.contains(part));
+            assert!(
+                matches && found.len() == parts.len(),
+                "{expression}: {found:?}"
+            );
         }
     }
 

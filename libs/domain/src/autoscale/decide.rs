@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use contract::decision::{Decision, DecisionInputs, DecisionOutcome, Signal};
+use contract::decision::{Cause, CauseKind, Decision, DecisionInputs, DecisionOutcome, Signal};
 use contract::ids::{DeploymentRef, Uid};
 use contract::problem::Finding;
 use contract::resources::AutoscaleSpec;
@@ -56,6 +56,9 @@ pub fn reevaluate(decision: &Decision, zones: &ZoneData) -> Decision {
     )
 }
 
+/// The first engine version whose decisions record a cause and the evidence of rules.
+const EXPLAINED_FROM: u32 = 2;
+
 /// How a recorded decision compares with its reevaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
@@ -70,11 +73,15 @@ pub enum Comparison {
 /// Compares a recorded decision with its reevaluation by this engine. A different recorded version
 /// is no difference: [`is_reproducible`] tells whether the decision has to be equal.
 pub fn compare(recorded: &Decision, again: &Decision) -> Comparison {
-    let again = Decision {
+    let mut again = Decision {
         engine: recorded.engine.clone(),
         engine_version: recorded.engine_version,
         ..again.clone()
     };
+    if recorded.engine_version < EXPLAINED_FROM {
+        again.cause = None;
+        again.rules.iter_mut().for_each(|rule| rule.evidence = None);
+    }
     // Bytes, not values: the record must be what the engine would write.
     if serde_json::to_vec(&again).ok() == serde_json::to_vec(recorded).ok() {
         return Comparison::Equal;
@@ -87,6 +94,10 @@ pub fn compare(recorded: &Decision, again: &Decision) -> Comparison {
 
 fn without_wording(decision: &Decision) -> Decision {
     let mut decision = decision.clone();
+    decision
+        .cause
+        .iter_mut()
+        .for_each(|cause| cause.detail.clear());
     decision
         .rules
         .iter_mut()
@@ -133,8 +144,11 @@ pub fn explain(
         policy: policy.map(|policy| policy.spec().clone()),
         fixed_instances: tick.fixed_instances,
         pin: tick.pin,
+        pinned_by: tick.pinned_by.map(str::to_owned),
         pause: tick.pause,
         instances: tick.instances,
+        failed_starts: tick.failed_starts.cloned(),
+        starts_at_default: tick.starts_at_default,
         signals,
         carried: tick.carried.clone(),
         zone_data: policy.and_then(|policy| policy.zone_data.clone()),
@@ -209,8 +223,11 @@ fn tick_of<'a>(inputs: &'a DecisionInputs, signals: &'a [Option<Signal>]) -> Tic
         policy_revision: inputs.policy_revision,
         fixed_instances: inputs.fixed_instances,
         pin: inputs.pin,
+        pinned_by: inputs.pinned_by.as_deref(),
         pause: inputs.pause,
         instances: inputs.instances,
+        failed_starts: inputs.failed_starts.as_ref(),
+        starts_at_default: inputs.starts_at_default,
         signals,
         carried: &inputs.carried,
         selection: None,
@@ -227,7 +244,7 @@ fn build(
 ) -> Decision {
     let mut record = FullRecorder::default();
     let evaluation = run(policy, tick, now, &mut record);
-    Decision {
+    let mut decision = Decision {
         engine: ENGINE.into(),
         engine_version: ENGINE_VERSION,
         deployment: deployment.clone(),
@@ -243,9 +260,24 @@ fn build(
         decided_by: policy
             .and_then(|policy| evaluation.decided_by(policy))
             .map(str::to_owned),
+        cause: None,
         rules: record.rules,
         stages: record.stages,
         inputs,
+    };
+    decision.cause = evaluation.cause.map(|kind| cause(&decision, kind));
+    decision
+}
+
+fn cause(decision: &Decision, kind: CauseKind) -> Cause {
+    Cause {
+        kind,
+        name: match kind {
+            CauseKind::Rule | CauseKind::FailedStarts => decision.decided_by.clone(),
+            CauseKind::Profile | CauseKind::Bounds => decision.profile.clone(),
+            _ => None,
+        },
+        detail: super::cause::detail(decision, kind),
     }
 }
 
@@ -271,7 +303,7 @@ fn uncompilable(
             )
         })
         .collect();
-    Decision {
+    let mut decision = Decision {
         engine: ENGINE.into(),
         engine_version: ENGINE_VERSION,
         deployment: deployment.clone(),
@@ -283,8 +315,11 @@ fn uncompilable(
         outcome: DecisionOutcome::Unknown,
         profile: None,
         decided_by: None,
+        cause: None,
         rules: Vec::new(),
         stages,
         inputs,
-    }
+    };
+    decision.cause = Some(cause(&decision, CauseKind::Data));
+    decision
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use contract::decision::{Pause, Pin, Unmeasured, Verdict};
+use contract::decision::{FailedStarts, Pause, Pin, Unmeasured, Verdict};
 use contract::resources::Direction;
 use contract::time::{Span, Timestamp};
 
@@ -77,6 +77,30 @@ pub(super) fn refusals(refused: u64) -> String {
     };
     format!(
         "{requests} refused for lack of capacity in the rules' windows: no rule scales in until none are"
+    )
+}
+
+/// `1 instance`, `3 instances`.
+pub(super) fn instances(count: u32) -> String {
+    let noun = if count == 1 { "instance" } else { "instances" };
+    format!("{count} {noun}")
+}
+
+/// `5 starts in a row failed, the last one with: exit code 1`.
+pub(super) fn starts(failed: &FailedStarts) -> String {
+    match failed.in_a_row {
+        1 => format!("the last start failed: {}", failed.reason),
+        count => format!(
+            "{count} starts in a row failed, the last one with: {}",
+            failed.reason
+        ),
+    }
+}
+
+pub(super) fn starts_hold(failed: &FailedStarts) -> String {
+    format!(
+        "no instance of the present revision was ever ready, so no rule changes the count: {}",
+        starts(failed)
     )
 }
 
@@ -164,7 +188,7 @@ pub(super) fn rule(
                 Proposal::In(_) | Proposal::NoChange => input.total_for_scale_in,
             } / target_value;
             format!(
-                "{value} for a target of {target}: {needed:.2} of {base} instances, tolerance {percent}% ({of})"
+                "{value} for a target of {target}: needs {needed:.2} instances, has {base}, tolerance {percent}% ({of})"
             )
         }
     };

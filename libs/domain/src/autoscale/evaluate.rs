@@ -1,22 +1,23 @@
 //! One evaluation: computes a count and its outcome from a policy, a tick's inputs and the time.
 //!
 //! The order is fixed: profile, manual pin, mode, default (first decision), immediate bounds,
-//! rules, missing metrics, refusals, projection, stabilization, cooldown, bounds, pause, shadow mode.
+//! rules, missing metrics, failed starts, refusals, projection, stabilization, cooldown, bounds, pause, shadow mode.
 //!
 //! Invariants: the result is a function of its arguments; the recorder never influences it; a count
 //! leaves `[min, max]` only by a pin or a pause; nothing scales in while any rule's data is
 //! incomplete.
 
 mod damping;
+mod results;
 
 use contract::decision::{
-    CarriedState, DecisionOutcome, InstanceCounts, Pause, Pin, RuleResult, Signal, Verdict,
+    CarriedState, CauseKind, DecisionOutcome, FailedStarts, InstanceCounts, Pause, Pin, Signal,
 };
 use contract::resources::{AutoscaleMode, Capacity, Direction, MissingMetric};
 use contract::time::Timestamp;
 
 use super::describe;
-use super::policy::{Policy, Profile, RULES_MAX, Rule, Selection};
+use super::policy::{Policy, Profile, RULES_MAX, Selection};
 use super::record::{NoopRecorder, Recorder, stage};
 use super::rules::{Proposal, Quality, RuleInput};
 
@@ -29,10 +30,16 @@ pub struct TickInputs<'a> {
     pub fixed_instances: u32,
     /// The count pinned by a person, in force or not.
     pub pin: Option<Pin>,
+    /// Who pinned it; explains, and decides nothing.
+    pub pinned_by: Option<&'a str>,
     /// Directions paused by a person.
     pub pause: Pause,
     /// The current instances.
     pub instances: InstanceCounts,
+    /// Starts that failed since an instance was last ready, if the last one did.
+    pub failed_starts: Option<&'a FailedStarts>,
+    /// Whether the policy came together with the deployment, so that its default is the first count.
+    pub starts_at_default: bool,
     /// In the order of `Policy::signals`.
     pub signals: &'a [Option<Signal>],
     /// State carried over from the previous evaluation.
@@ -55,8 +62,12 @@ pub struct Evaluation {
     pub outcome: DecisionOutcome,
     /// The rules' recommendation within the bounds, before anything held it back.
     pub recommendation: u32,
+    /// What changed the count or keeps it; `None` if nothing asks for another one.
+    pub cause: Option<CauseKind>,
     /// `None` without a policy.
     pub selection: Option<Selection>,
+    /// Revision of the policy's document; 0 without a policy.
+    pub(super) policy_revision: u64,
     /// Index into the rules of the active profile.
     pub(super) decided_by: Option<usize>,
 }
@@ -107,17 +118,12 @@ fn without_policy<R: Recorder>(
     record: &mut R,
 ) -> Evaluation {
     let from = tick.carried.granted.unwrap_or(0);
-    let (granted, outcome) = match active_pin(tick, now) {
+    let (granted, outcome, cause) = match active_pin(tick, now) {
         Some(pin) => {
             record.stage(|| stage("pin", from, pin.instances, describe::pin(&pin)));
-            (pin.instances, DecisionOutcome::Pinned)
+            (pin.instances, DecisionOutcome::Pinned, CauseKind::Pin)
         }
-        None => {
-            let fixed = tick.fixed_instances;
-            let detail = "no Autoscale applies: the deployment's own count";
-            record.stage(|| stage("fixed", from, fixed, detail));
-            (fixed, DecisionOutcome::Fixed)
-        }
+        None => own_count(tick, from, record),
     };
     Evaluation {
         from,
@@ -125,9 +131,46 @@ fn without_policy<R: Recorder>(
         granted,
         outcome,
         recommendation: granted,
+        cause: Some(cause),
         selection: None,
+        policy_revision: tick.policy_revision,
         decided_by: None,
     }
+}
+
+/// The deployment's own count, unless a pause keeps the present one.
+fn own_count<R: Recorder>(
+    tick: &TickInputs<'_>,
+    from: u32,
+    record: &mut R,
+) -> (u32, DecisionOutcome, CauseKind) {
+    let fixed = tick.fixed_instances;
+    record.stage(|| {
+        let detail = "no Autoscale applies: the deployment's own count";
+        stage("fixed", from, fixed, detail)
+    });
+    let paused = tick.carried.granted.is_some() && holds(tick.pause, from, fixed);
+    let granted = if paused { from } else { fixed };
+    let Pause {
+        scale_in,
+        scale_out,
+    } = tick.pause;
+    if scale_in || scale_out {
+        record.stage(|| stage("pause", fixed, granted, describe::pause(tick.pause, paused)));
+    }
+    if paused {
+        return (from, DecisionOutcome::HeldByPause, CauseKind::Pause);
+    }
+    let cause = match tick.carried.pinned && granted != from {
+        true => CauseKind::PinEnd,
+        false => CauseKind::Document,
+    };
+    (granted, DecisionOutcome::Fixed, cause)
+}
+
+/// Whether a pause keeps a count from changing.
+fn holds(pause: Pause, from: u32, to: u32) -> bool {
+    (to < from && pause.scale_in) || (to > from && pause.scale_out)
 }
 
 /// A recommended count and the rule that it came from; `None` if it came from the policy itself.
@@ -143,6 +186,29 @@ struct Combined {
     recommendation: Candidate,
     /// Some rule's data is incomplete, and nothing scales out.
     unknown: bool,
+}
+
+/// How a count came about, before pause and mode.
+#[derive(Clone, Copy, Debug)]
+struct Reason {
+    /// What changes the count, if it changes.
+    cause: CauseKind,
+    /// What holds a recommendation back, if it does not change.
+    held: Option<DecisionOutcome>,
+    decided_by: Option<usize>,
+    /// Whether the bounds cut a recommendation.
+    cut: bool,
+}
+
+impl Reason {
+    fn of(cause: CauseKind) -> Self {
+        Self {
+            cause,
+            held: None,
+            decided_by: None,
+            cut: false,
+        }
+    }
 }
 
 struct Run<'a, R> {
@@ -185,16 +251,20 @@ impl<'a, R: Recorder> Run<'a, R> {
             self.record
                 .stage(|| stage("pin", from, pin.instances, describe::pin(&pin)));
             self.suppress_rules("a manual pin decides");
-            return self.conclude(pin.instances, pin.instances, DecisionOutcome::Pinned, None);
+            let pinned = DecisionOutcome::Pinned;
+            return self.conclude(pin.instances, pin.instances, pinned, Some(CauseKind::Pin));
         }
-        if self.tick.carried.granted.is_none() {
+        let carried = self.tick.carried;
+        let is_first = carried.granted.is_none();
+        if is_first || (self.tick.starts_at_default && carried.profile.is_none()) {
             return self.first_decision();
         }
         if self.policy.mode == AutoscaleMode::Paused {
             self.record
                 .stage(|| stage("mode", from, from, "the policy is paused: the count stays"));
             self.suppress_rules("the policy is paused");
-            return self.conclude(from, from, DecisionOutcome::HeldByPause, None);
+            let held = DecisionOutcome::HeldByPause;
+            return self.conclude(from, from, held, Some(CauseKind::Pause));
         }
         let base = self.enforce_bounds();
         if self.profile.rules.is_empty() {
@@ -208,10 +278,10 @@ impl<'a, R: Recorder> Run<'a, R> {
         let default = self.profile.capacity.default;
         self.record.stage(|| {
             let detail = "the first decision: the profile's default";
-            stage("default", 0, default, detail)
+            stage("default", self.from, default, detail)
         });
         self.suppress_rules("the first decision takes the profile's default");
-        self.finish(default, default, None, None, false)
+        self.finish(default, default, Reason::of(CauseKind::Profile))
     }
 
     /// Corrects a count outside the profile's bounds immediately: no cooldown, no stabilization.
@@ -237,7 +307,27 @@ impl<'a, R: Recorder> Run<'a, R> {
             let detail = "the profile has no rules: its default";
             stage("default", base, default, detail)
         });
-        self.finish(default, default, None, None, false)
+        let cause = match self.correction() {
+            CauseKind::PinEnd => CauseKind::PinEnd,
+            _ => CauseKind::Profile,
+        };
+        self.finish(default, default, Reason::of(cause))
+    }
+
+    /// Why a count that the rules did not change has to change: the bounds are not what they were when it
+    /// was granted.
+    fn correction(&self) -> CauseKind {
+        let carried = self.tick.carried;
+        let is_same_document = carried.policy_revision == Some(self.tick.policy_revision);
+        let has_begun =
+            |before: &String| is_same_document && before.as_str() != self.profile.name.as_str();
+        if carried.pinned {
+            CauseKind::PinEnd
+        } else if carried.profile.as_ref().is_some_and(has_begun) {
+            CauseKind::Profile
+        } else {
+            CauseKind::Bounds
+        }
     }
 
     fn apply_rules(mut self, base: u32) -> Evaluation {
@@ -256,10 +346,10 @@ impl<'a, R: Recorder> Run<'a, R> {
         }
         let inputs = &inputs[..profile.rules.len().min(RULES_MAX)];
         let combined = self.combine(inputs, base);
-        let (recommendation, refusing) =
-            self.hold_while_refusing(inputs, base, combined.recommendation);
+        let (recommendation, failing) = self.hold_while_starts_fail(base, combined.recommendation);
+        let (recommendation, refusing) = self.hold_while_refusing(inputs, base, recommendation);
         let (recommendation, held) = self.project(inputs, base, recommendation);
-        let held = refusing.or(held);
+        let held = failing.or(refusing).or(held);
         let Capacity { min, max, .. } = profile.capacity;
         let bounded = recommendation.count.clamp(min, max);
         // If the bounds leave nothing of a recommendation, nothing else holds it back.
@@ -294,12 +384,24 @@ impl<'a, R: Recorder> Run<'a, R> {
             };
             stage("clamp", cooled, granted, detail)
         });
+        let is_corrected = base != self.from && granted == base;
         // A recommendation held by the projection is used up, and still names its rule.
         let decided_by = combined
             .recommendation
             .rule
-            .filter(|_| combined.recommendation.count != base);
-        self.finish(granted, bounded, held, decided_by, granted != cooled)
+            .filter(|_| combined.recommendation.count != base && !is_corrected);
+        let cause = match decided_by {
+            _ if is_corrected => self.correction(),
+            Some(_) => CauseKind::Rule,
+            None => CauseKind::Data,
+        };
+        let reason = Reason {
+            cause,
+            held,
+            decided_by,
+            cut: granted != cooled && !is_corrected,
+        };
+        self.finish(granted, bounded, reason)
     }
 
     /// Combines the rules: any rule can scale out, all must agree to scale in, and the largest
@@ -381,21 +483,14 @@ impl<'a, R: Recorder> Run<'a, R> {
     }
 
     /// Applies pause and shadow mode, and determines the outcome.
-    fn finish(
-        &mut self,
-        count: u32,
-        recommendation: u32,
-        held: Option<DecisionOutcome>,
-        decided_by: Option<usize>,
-        cut: bool,
-    ) -> Evaluation {
+    fn finish(&mut self, count: u32, recommendation: u32, reason: Reason) -> Evaluation {
         let from = self.from;
         let first = self.tick.carried.granted.is_none();
         let Pause {
             scale_in,
             scale_out,
         } = self.tick.pause;
-        let paused = !first && ((count < from && scale_in) || (count > from && scale_out));
+        let paused = !first && holds(self.tick.pause, from, count);
         let wanted = if paused { from } else { count };
         if scale_in || scale_out {
             self.record.stage(|| {
@@ -407,31 +502,38 @@ impl<'a, R: Recorder> Run<'a, R> {
                 )
             });
         }
-        if self.policy.mode == AutoscaleMode::Shadow {
-            let granted = self.tick.fixed_instances;
-            self.record.stage(|| {
-                let detail = "the policy is in shadow mode: the deployment's own count stands";
-                stage("mode", wanted, granted, detail)
-            });
-            let evaluation = self.conclude(wanted, granted, DecisionOutcome::Shadow, decided_by);
-            return Evaluation {
-                recommendation,
-                ..evaluation
-            };
-        }
         let outcome = if paused {
             DecisionOutcome::HeldByPause
-        } else if cut {
+        } else if reason.cut {
             DecisionOutcome::Clamped
         } else if wanted != from || first {
             DecisionOutcome::Applied
         } else {
-            held.unwrap_or(DecisionOutcome::Steady)
+            reason.held.unwrap_or(DecisionOutcome::Steady)
         };
-        let evaluation = self.conclude(wanted, wanted, outcome, decided_by);
+        let cause = match outcome {
+            DecisionOutcome::Steady => None,
+            DecisionOutcome::HeldByPause => Some(CauseKind::Pause),
+            DecisionOutcome::HeldByFailedStarts => Some(CauseKind::FailedStarts),
+            DecisionOutcome::Unknown => Some(CauseKind::Data),
+            DecisionOutcome::Clamped if wanted == from => Some(CauseKind::Bounds),
+            _ => Some(reason.cause),
+        };
+        let (granted, outcome, cause) = match self.policy.mode {
+            AutoscaleMode::Shadow => {
+                let granted = self.tick.fixed_instances;
+                self.record.stage(|| {
+                    let detail = "the policy is in shadow mode: the deployment's own count stands";
+                    stage("mode", wanted, granted, detail)
+                });
+                (granted, DecisionOutcome::Shadow, Some(CauseKind::Document))
+            }
+            AutoscaleMode::Live | AutoscaleMode::Paused => (wanted, outcome, cause),
+        };
         Evaluation {
             recommendation,
-            ..evaluation
+            decided_by: reason.decided_by,
+            ..self.conclude(wanted, granted, outcome, cause)
         }
     }
 
@@ -440,7 +542,7 @@ impl<'a, R: Recorder> Run<'a, R> {
         wanted: u32,
         granted: u32,
         outcome: DecisionOutcome,
-        decided_by: Option<usize>,
+        cause: Option<CauseKind>,
     ) -> Evaluation {
         Evaluation {
             from: self.from,
@@ -448,73 +550,10 @@ impl<'a, R: Recorder> Run<'a, R> {
             granted,
             outcome,
             recommendation: granted,
+            cause,
             selection: Some(self.selection),
-            decided_by,
+            policy_revision: self.tick.policy_revision,
+            decided_by: None,
         }
-    }
-
-    fn suppress_rules(&mut self, because: &str) {
-        for rule in self.profile.rules.iter() {
-            self.record.rule(|| RuleResult {
-                name: rule.name.clone(),
-                verdict: Verdict::Suppressed,
-                value: None,
-                wanted: None,
-                direction: rule.direction(),
-                because: because.into(),
-            });
-        }
-    }
-
-    fn record_rules(&mut self, inputs: &[RuleInput], base: u32, fired: bool) {
-        let policy = self.policy;
-        for (rule, input) in self.profile.rules.iter().zip(inputs) {
-            self.record
-                .rule(|| rule_result(policy, rule, input, base, fired));
-        }
-    }
-}
-
-fn rule_result(
-    policy: &Policy,
-    rule: &Rule,
-    input: &RuleInput,
-    base: u32,
-    fired: bool,
-) -> RuleResult {
-    let proposal = rule.propose(input, base);
-    let scales_in = match proposal {
-        Proposal::In(_) => true,
-        Proposal::Out(_) => false,
-        Proposal::NoChange => rule.direction() == Some(Direction::In),
-    };
-    let usable = if scales_in {
-        input.may_scale_in()
-    } else {
-        input.may_scale_out()
-    };
-    let verdict = match proposal {
-        _ if scales_in && fired => Verdict::Suppressed,
-        _ if !usable => Verdict::Unknown,
-        Proposal::NoChange => Verdict::NotTriggered,
-        Proposal::Out(_) | Proposal::In(_) => Verdict::Triggered,
-    };
-    let (count, direction) = match proposal {
-        Proposal::NoChange => (None, rule.direction()),
-        Proposal::Out(count) => (Some(count), Some(Direction::Out)),
-        Proposal::In(count) => (Some(count), Some(Direction::In)),
-    };
-    let triggered = verdict == Verdict::Triggered;
-    RuleResult {
-        name: rule.name.clone(),
-        verdict,
-        value: input.measured_value(),
-        wanted: count.filter(|_| triggered),
-        direction: if triggered {
-            direction
-        } else {
-            rule.direction()
-        },
-        because: describe::rule(policy, rule, input, base, verdict),
     }
 }

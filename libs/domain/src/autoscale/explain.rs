@@ -2,8 +2,12 @@
 
 use std::fmt::Write;
 
-use contract::decision::{Decision, DecisionOutcome, LastChange, Verdict};
+use contract::decision::{Decision, Evidence, LastChange, Verdict};
 use contract::resources::Direction;
+
+use super::cause;
+pub use super::cause::sentence;
+use super::describe::{self, instances};
 
 /// Returns the full explanation, ending in a newline.
 pub fn text(decision: &Decision) -> String {
@@ -46,110 +50,12 @@ fn headline(decision: &Decision) -> String {
     format!("{} {change} at {}.", decision.deployment, decision.at)
 }
 
-fn instances(count: u32) -> String {
-    let noun = if count == 1 { "instance" } else { "instances" };
-    format!("{count} {noun}")
-}
-
+/// What changed the count or keeps it, as one sentence.
 fn reason(decision: &Decision) -> String {
-    let rule = decision
-        .decided_by
-        .as_deref()
-        .map(|name| format!("`{name}`"));
-    let by = |text: &str| match &rule {
-        Some(rule) => format!("{rule} {text}"),
-        None => format!("The policy {text}"),
-    };
-    let last_stage = |name: &str| {
-        let stage = decision.stages.iter().rfind(|stage| stage.name == name);
-        stage.map_or(String::new(), |stage| format!(": {}", stage.detail))
-    };
-    match decision.outcome {
-        DecisionOutcome::Applied => match &rule {
-            Some(rule) => format!("{rule} decided{}.", because(decision)),
-            None => format!("No rule decided{}.", applied_without_rule(decision)),
-        },
-        DecisionOutcome::Steady => "Nothing asks for another count.".into(),
-        DecisionOutcome::HeldByCooldown => {
-            format!(
-                "{}{}.",
-                by("would change it, but a cooldown holds"),
-                last_stage("cooldown")
-            )
-        }
-        DecisionOutcome::HeldByStabilization => format!(
-            "{}{}.",
-            by("would change it, but not for long enough yet"),
-            last_stage("stabilization")
-        ),
-        DecisionOutcome::HeldByRefusals => {
-            format!("{}{}.", by("would scale in"), last_stage("refusals"))
-        }
-        DecisionOutcome::HeldByProjection => {
-            format!("{}{}.", by("would scale in"), last_stage("projection"))
-        }
-        DecisionOutcome::HeldByPause => format!("Scaling is paused{}.", last_stage("pause")),
-        DecisionOutcome::Clamped => {
-            format!(
-                "{}{}.",
-                by(
-                    if wanted_by_rule(decision).is_some_and(|wanted| wanted < decision.granted) {
-                        "asks for fewer than the minimum"
-                    } else {
-                        "asks for more than the maximum"
-                    }
-                ),
-                because(decision)
-            )
-        }
-        DecisionOutcome::Unknown => format!(
-            "Some data is incomplete, so nothing scales in{}.",
-            unknown(decision)
-        ),
-        DecisionOutcome::Pinned => format!("A person decided{}.", last_stage("pin")),
-        DecisionOutcome::Fixed => "No Autoscale applies: the deployment's own count stands.".into(),
-        DecisionOutcome::Shadow => format!(
-            "A policy in shadow mode would have {}; the deployment's own count stands.",
-            instances(decision.wanted)
-        ),
-    }
-}
-
-/// The count that the deciding rule asked for.
-fn wanted_by_rule(decision: &Decision) -> Option<u32> {
-    let name = decision.decided_by.as_ref()?;
-    decision
-        .rules
-        .iter()
-        .find(|rule| rule.name == *name)?
-        .wanted
-}
-
-fn because(decision: &Decision) -> String {
-    let rule = decision
-        .rules
-        .iter()
-        .find(|rule| Some(&rule.name) == decision.decided_by.as_ref());
-    rule.map_or(String::new(), |rule| format!(": {}", rule.because))
-}
-
-/// The detail of the first stage that changed the count.
-fn applied_without_rule(decision: &Decision) -> String {
-    let stage = decision
-        .stages
-        .iter()
-        .find(|stage| stage.before != stage.after);
-    stage.map_or(String::new(), |stage| format!(": {}", stage.detail))
-}
-
-fn unknown(decision: &Decision) -> String {
-    let rule = decision
-        .rules
-        .iter()
-        .find(|rule| rule.verdict == Verdict::Unknown);
-    rule.map_or(String::new(), |rule| {
-        format!(": `{}`, {}", rule.name, rule.because)
-    })
+    let sentence = cause::sentence(decision);
+    let mut rest = sentence.chars();
+    let first = rest.next().map(|first| first.to_uppercase().to_string());
+    format!("{}{}.", first.unwrap_or_default(), rest.as_str())
 }
 
 fn facts(decision: &Decision) -> Vec<(&'static str, String)> {
@@ -163,6 +69,9 @@ fn facts(decision: &Decision) -> Vec<(&'static str, String)> {
         "instances",
         format!("{} ready, {} pending", counts.ready, counts.pending),
     ));
+    if let Some(failed) = &inputs.failed_starts {
+        facts.push(("starts", describe::starts(failed)));
+    }
     let change = |change: &LastChange| {
         let by = change
             .rule
@@ -188,7 +97,15 @@ fn facts(decision: &Decision) -> Vec<(&'static str, String)> {
 }
 
 fn rules(decision: &Decision) -> String {
-    let mut rows = vec![["rule", "direction", "verdict", "wants", "because"].map(String::from)];
+    let header = [
+        "rule",
+        "direction",
+        "verdict",
+        "wants",
+        "evidence",
+        "because",
+    ];
+    let mut rows = vec![header.map(String::from)];
     for rule in &decision.rules {
         let direction = match rule.direction {
             Some(Direction::Out) => "out",
@@ -207,10 +124,29 @@ fn rules(decision: &Decision) -> String {
             direction.into(),
             verdict.into(),
             wanted,
+            rule.evidence.as_ref().map_or("-".into(), evidence),
             rule.because.clone(),
         ]);
     }
     table(&rows)
+}
+
+/// `65 answered, 1335 refused, 3 ready`.
+fn evidence(evidence: &Evidence) -> String {
+    let mut parts = Vec::new();
+    if let Some(answered) = evidence.answered {
+        parts.push(format!("{answered} answered"));
+    }
+    if evidence.refused > 0 {
+        parts.push(format!("{} refused", evidence.refused));
+    }
+    if let Some(measured) = evidence.measured {
+        let measured = format!("{measured:.1}");
+        let measured = measured.trim_end_matches(".0");
+        parts.push(format!("{measured} measured"));
+    }
+    parts.push(format!("{} ready", evidence.ready));
+    parts.join(", ")
 }
 
 fn stages(decision: &Decision) -> String {

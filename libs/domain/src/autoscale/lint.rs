@@ -1,5 +1,7 @@
 //! Warnings about policies that are valid and probably not what their author intended.
 
+use chrono::{Duration, NaiveTime};
+use contract::frame::SourceKind;
 use contract::problem::Finding;
 use contract::resources::{AutoscaleSpec, Direction, RuleSpec};
 
@@ -72,13 +74,52 @@ fn lint_profile(policy: &Policy, profile: &Profile, pointer: &str, findings: &mu
         );
         warn(findings, format!("{pointer}/priority"), detail);
     }
-    if let Some(Schedule::Cron { cron, duration, .. }) = &profile.schedule
-        && cron.widest_gap() <= *duration
-    {
-        let detail = format!(
-            "the window opens again before {duration} are over, so it never closes: shorten the duration or open it less often"
-        );
-        warn(findings, format!("{pointer}/schedule/duration"), detail);
+    lint_zero(profile, pointer, findings);
+    lint_schedule(profile, pointer, findings);
+}
+
+/// Warns of rules that cannot scale out from zero, since only instances report what they measure.
+fn lint_zero(profile: &Profile, pointer: &str, findings: &mut Vec<Finding>) {
+    let scales_out = |rule: &&Rule| rule.direction() != Some(Direction::In);
+    let mut rules = profile.rules.iter().filter(scales_out).peekable();
+    if profile.capacity.min > 0 || rules.peek().is_none() {
+        return;
+    }
+    if rules.all(|rule| rule.metric.row().source == SourceKind::NODE) {
+        let detail = "without instances there is nothing to measure for the rules that scale out, so the count never leaves 0: raise the minimum to 1, or add a rule on requests, such as concurrency";
+        warn(findings, format!("{pointer}/capacity/min"), detail);
+    }
+}
+
+fn lint_schedule(profile: &Profile, pointer: &str, findings: &mut Vec<Finding>) {
+    let pointer = format!("{pointer}/schedule");
+    match &profile.schedule {
+        Some(Schedule::Cron {
+            cron,
+            duration,
+            expression,
+            ..
+        }) => {
+            for detail in super::cron::ambiguities(expression) {
+                warn(findings, format!("{pointer}/cron"), detail);
+            }
+            if cron.widest_gap() <= *duration {
+                let detail = format!(
+                    "the window opens again before {duration} are over, so it never closes: shorten the duration or open it less often"
+                );
+                warn(findings, format!("{pointer}/duration"), detail);
+            }
+        }
+        Some(Schedule::Weekly {
+            days, start, end, ..
+        }) => {
+            let length = *end - start.signed_duration_since(NaiveTime::MIN);
+            if days.iter().all(|day| *day) && length >= Duration::days(1) {
+                let detail = "the window covers the whole day on every day, so it never closes: leave out a day, end it earlier, or make it the default profile";
+                warn(findings, format!("{pointer}/weekly"), detail);
+            }
+        }
+        Some(Schedule::Dated { .. }) | None => {}
     }
 }
 

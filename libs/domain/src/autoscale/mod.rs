@@ -7,7 +7,7 @@
 //! A tick:
 //! ```text
 //! let evaluation = evaluate(Some(&policy), &tick, now);
-//! if should_explain(last_written, Some(&policy), &evaluation) {
+//! if repeats.should_record(last_written, Some(&policy), &evaluation, now) {
 //!     write(explain(&deployment, uid, Some(&policy), &tick, now));
 //! }
 //! carry(&mut carried, Some(&policy), &evaluation, now);
@@ -18,6 +18,7 @@
 //! reproduces it byte for byte.
 
 mod carry;
+mod cause;
 mod condition;
 mod cron;
 mod decide;
@@ -27,6 +28,7 @@ pub mod explain;
 mod lint;
 mod policy;
 mod record;
+mod repeats;
 mod rules;
 mod schedule;
 
@@ -37,9 +39,10 @@ pub use decide::{
 };
 pub use evaluate::{Evaluation, TickInputs, evaluate};
 pub use policy::{
-    COOLDOWN_MAX, INITIALIZATION_MAX, LABEL_LENGTH_MAX, PROFILES_MAX, Policy, RULES_MAX,
+    COOLDOWN_MAX, INITIALIZATION_MAX, LABEL_LENGTH_MAX, PROFILES_MAX, Policy, Preview, RULES_MAX,
     STABILIZATION_MAX, STEPS_MAX, Selection, TRANSITIONS_MAX, Transition,
 };
+pub use repeats::Repeats;
 pub use schedule::DURATION_MAX;
 
 /// The engine's name in decisions.

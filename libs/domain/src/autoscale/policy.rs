@@ -136,6 +136,17 @@ pub struct Transition {
     pub default: u32,
 }
 
+/// The profiles that are active over a period.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Preview {
+    /// The profile at the start, and each change, oldest first.
+    pub items: Vec<Transition>,
+    /// When the first change happens that was left out because there are too many; `None` if none was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_at: Option<Timestamp>,
+}
+
 /// Most transitions that are listed: a per-minute schedule has a million a year.
 pub const TRANSITIONS_MAX: usize = 10_000;
 
@@ -224,21 +235,36 @@ impl Policy {
         self.transition(now, self.select(now).profile)
     }
 
+    /// Returns the profile at `from` and its changes up to `to`, at most `TRANSITIONS_MAX` of them.
+    pub fn preview(&self, from: Timestamp, to: Timestamp) -> Preview {
+        let (later, cut_at) = self.changes(from + Span::from_millis(1), to);
+        let first = std::iter::once(self.profile_at(from));
+        Preview {
+            items: first.chain(later).collect(),
+            cut_at,
+        }
+    }
+
     /// Returns the changes of the active profile in `[from, to)`, at most `TRANSITIONS_MAX`.
     pub fn transitions(&self, from: Timestamp, to: Timestamp) -> Vec<Transition> {
+        self.changes(from, to).0
+    }
+
+    /// The changes in `[from, to)`, and the time of the first one beyond the limit.
+    fn changes(&self, from: Timestamp, to: Timestamp) -> (Vec<Transition>, Option<Timestamp>) {
         let mut transitions = Vec::new();
         let mut selection = self.select(from - Span::from_millis(1));
         while let Some(at) = selection.until.filter(|at| *at < to) {
             let next = self.select(at);
             if next.profile != selection.profile {
                 if transitions.len() == TRANSITIONS_MAX {
-                    break;
+                    return (transitions, Some(at));
                 }
                 transitions.push(self.transition(at, next.profile));
             }
             selection = next;
         }
-        transitions
+        (transitions, None)
     }
 
     fn transition(&self, at: Timestamp, profile: usize) -> Transition {

@@ -30,6 +30,8 @@ const WALL_SLACK_HOURS: i64 = 26;
 pub enum Schedule {
     Cron {
         cron: Cron,
+        /// As written.
+        expression: String,
         duration: Span,
         zone: Zone,
     },
@@ -109,6 +111,7 @@ impl Schedule {
                 cron,
                 duration,
                 zone,
+                ..
             } => cron_state(cron, *duration, zone, now),
         }
     }
@@ -174,6 +177,7 @@ fn compile_cron(
         }
         Some(duration) => Some(Schedule::Cron {
             cron: cron?,
+            expression: expression.to_owned(),
             duration,
             zone: zone.clone(),
         }),

@@ -78,6 +78,9 @@ pub struct Deployment {
     pub autoscale: Option<Autoscale>,
     /// The count pinned by a person, expired or not.
     pub pin: Option<Pin>,
+    /// Who pinned it: `token:NAME`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned_by: Option<String>,
     /// Directions paused by a person.
     pub pause: Pause,
     /// When the instance revision last changed; earlier failures say nothing about it.
@@ -121,6 +124,9 @@ pub struct Autoscale {
     pub labels: Labels,
     /// Spec from the document.
     pub spec: AutoscaleSpec,
+    /// When it was first applied to the deployment.
+    #[serde(default)]
+    pub created_at: Timestamp,
 }
 
 impl Endpoint {
@@ -194,6 +200,7 @@ impl Endpoint {
                     created_at: record.time,
                     autoscale: None,
                     pin: None,
+                    pinned_by: None,
                     pause: Pause::default(),
                     changed_at: record.time,
                     created: record.position,
@@ -211,7 +218,7 @@ impl Endpoint {
                 else {
                     return;
                 };
-                deployment.apply_change(event, record.time);
+                deployment.apply_change(record);
                 deployment.position = record.position;
             }
         }
@@ -220,8 +227,9 @@ impl Endpoint {
 }
 
 impl Deployment {
-    fn apply_change(&mut self, event: &Event, time: Timestamp) {
-        match event {
+    fn apply_change(&mut self, record: &Record) {
+        let time = record.time;
+        match &record.event {
             Event::DeploymentUpdated(updated) => {
                 self.labels.clone_from(&updated.labels);
                 self.spec = updated.spec.clone();
@@ -238,15 +246,23 @@ impl Deployment {
             }
             Event::DeploymentDeletionRequested(_) => self.state = ProvisioningState::Deleting,
             Event::AutoscaleSet(set) => {
+                let before = self.autoscale.as_ref();
                 self.autoscale = Some(Autoscale {
                     revision: set.revision,
                     labels: set.labels.clone(),
                     spec: set.spec.clone(),
+                    created_at: before.map_or(time, |before| before.created_at),
                 });
             }
             Event::AutoscaleRemoved(_) => self.autoscale = None,
-            Event::AutoscalePinned(pinned) => self.pin = Some(pinned.pin),
-            Event::AutoscaleReleased(_) => self.pin = None,
+            Event::AutoscalePinned(pinned) => {
+                self.pin = Some(pinned.pin);
+                self.pinned_by = Some(record.actor.0.clone());
+            }
+            Event::AutoscaleReleased(_) => {
+                self.pin = None;
+                self.pinned_by = None;
+            }
             Event::AutoscalePauseSet(set) => self.pause = set.pause,
             _ => {}
         }

@@ -26,6 +26,9 @@ pub struct Instances {
     pub instances: BTreeMap<InstanceId, Instance>,
     /// By deployment uid.
     pub starts: BTreeMap<Uid, StartHistory>,
+    /// The newest revision of which an instance was ever ready, by deployment uid.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ready_revisions: BTreeMap<Uid, u64>,
 }
 
 /// One instance, from its request to its end.
@@ -233,6 +236,10 @@ impl Instances {
         };
         let deployment_uid = instance.deployment_uid;
         instance.apply_change(record);
+        if matches!(record.event, Event::InstanceReady(_)) {
+            let newest = self.ready_revisions.entry(deployment_uid).or_default();
+            *newest = (*newest).max(instance.revision);
+        }
         let failure = match &record.event {
             Event::InstanceFailed(ended) => Some(&ended.reason),
             Event::InstanceUnhealthy(unhealthy) => Some(&unhealthy.reason),
@@ -272,6 +279,11 @@ impl Instances {
         history.filter(|history| history.revision == revision && history.failures > 0)
     }
 
+    /// The newest revision of a deployment of which an instance was ever ready, if any was.
+    pub fn ready_revision(&self, deployment_uid: Uid) -> Option<u64> {
+        self.ready_revisions.get(&deployment_uid).copied()
+    }
+
     /// Whether an instance started after the last failure has stayed ready for long enough.
     pub fn has_recovered(&self, deployment_uid: Uid, now: Timestamp) -> bool {
         let Some(history) = self.starts.get(&deployment_uid) else {
@@ -286,6 +298,7 @@ impl Instances {
         self.instances
             .retain(|_, instance| instance.deployment_uid != deployment_uid);
         self.starts.remove(&deployment_uid);
+        self.ready_revisions.remove(&deployment_uid);
     }
 }
 

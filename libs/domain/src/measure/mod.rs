@@ -176,6 +176,27 @@ impl Measures {
             .collect()
     }
 
+    /// Adds to these signals, which must be of the same time, what explains them and decides nothing: how
+    /// many requests were answered. Only decisions that are written need it.
+    pub fn add_evidence(
+        &self,
+        deployment: Uid,
+        specs: &[SignalSpec],
+        now: Timestamp,
+        signals: &mut [Option<Signal>],
+    ) {
+        let Some(gateways) = self.groups.get(&SourceKind::GATEWAY) else {
+            return;
+        };
+        for (spec, signal) in specs.iter().zip(signals) {
+            if spec.metric.row().source == SourceKind::GATEWAY
+                && let Some(signal) = signal
+            {
+                signal.answered = Some(signal::answered(gateways, deployment, spec, now));
+            }
+        }
+    }
+
     /// The current members, including silent ones.
     pub fn members(&self) -> impl Iterator<Item = &Source> {
         self.groups.values().flat_map(Group::members)

@@ -96,7 +96,26 @@ pub(super) fn compute(
             || (instances.is_some() && from < group.initialization_from(deployment)),
         unmeasured,
         instances,
+        answered: None,
     }
+}
+
+/// The requests to the deployment that the model answered, over the window of a signal.
+pub(super) fn answered(
+    gateways: &Group,
+    deployment: Uid,
+    spec: &SignalSpec,
+    now: Timestamp,
+) -> u64 {
+    let Some(rings) = gateways.load(deployment) else {
+        return 0;
+    };
+    let window = i64::from(spec.window_seconds());
+    let end = window_end(gateways, now);
+    rings
+        .between(window, end - window, end)
+        .map(|(_, load)| load.outcomes.answered())
+        .sum()
 }
 
 /// The requests to the deployment that gateways refused for lack of capacity, over the window of a

@@ -488,6 +488,65 @@ fn rules_that_are_probably_not_intended_cause_warnings() {
 }
 
 #[test]
+fn rules_on_instances_alone_that_may_scale_to_zero_cause_a_warning() {
+    let cpu = on_cpu("hot", "> 70", json!({"direction": "out", "by": 1}));
+    let idle = on_cpu("idle", "< 20", json!({"direction": "in", "by": 1}));
+    let busy = on_concurrency("busy", "> 4", json!({"direction": "out", "by": 1}));
+    for (min, rules, warned) in [
+        (0, json!([cpu, idle]), true),
+        (1, json!([cpu, idle]), false),
+        (0, json!([cpu, idle, busy]), false),
+    ] {
+        let profiles = json!([{
+            "name": "default", "capacity": {"min": min, "max": 5, "default": min}, "rules": rules,
+        }]);
+        let document = document(json!([]), json!({"profiles": profiles}));
+        let warnings = compile(&spec(&document)).unwrap().warnings();
+        let found = warnings.iter().any(|warning| {
+            warning.pointer == "/spec/profiles/0/capacity/min"
+                && warning.detail.contains("never leaves 0")
+        });
+        assert_eq!(found, warned, "{min} {rules}: {warnings:?}");
+    }
+}
+
+#[test]
+fn weekly_windows_that_never_close_cause_a_warning() {
+    let week = json!(["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]);
+    for (days, start, end, warned) in [
+        (week.clone(), "00:00", "24:00", true),
+        (week.clone(), "09:00", "09:00", true),
+        (week, "09:00", "08:59", false),
+        (json!(["Mon", "Tue"]), "00:00", "24:00", false),
+    ] {
+        let profiles = json!([
+            {"name": "default", "capacity": {"min": 1, "max": 5, "default": 1}},
+            {"name": "week", "capacity": {"min": 2, "max": 5, "default": 2}, "rules": [],
+             "schedule": {"weekly": {"days": days, "start": start, "end": end}}},
+        ]);
+        let document = document(json!([]), json!({"profiles": profiles}));
+        let warnings = compile(&spec(&document)).unwrap().warnings();
+        let found = warnings
+            .iter()
+            .any(|warning| warning.pointer == "/spec/profiles/1/schedule/weekly");
+        assert_eq!(found, warned, "{days} {start} {end}: {warnings:?}");
+    }
+}
+
+#[test]
+fn cron_texts_that_others_read_differently_cause_a_warning() {
+    let profiles = json!([
+        {"name": "default", "capacity": {"min": 1, "max": 5, "default": 1}},
+        {"name": "sunday", "capacity": {"min": 2, "max": 5, "default": 2}, "rules": [],
+         "schedule": {"cron": "0 9 * * 7", "duration": "1h"}},
+    ]);
+    let document = document(json!([]), json!({"profiles": profiles}));
+    let warnings = compile(&spec(&document)).unwrap().warnings();
+    assert_eq!(warnings[0].pointer, "/spec/profiles/1/schedule/cron");
+    assert!(warnings[0].detail.contains("write Sun"), "{warnings:?}");
+}
+
+#[test]
 fn schedules_and_windows_that_are_probably_not_intended_cause_warnings() {
     let profiles = json!([
         {"name": "default", "capacity": {"min": 1, "max": 5, "default": 1}, "rules": [{

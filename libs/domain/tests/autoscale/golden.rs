@@ -122,7 +122,8 @@ fn decisions_differ_by_any_number_or_name_and_never_by_an_explanation() {
     for (index, change) in changes.into_iter().enumerate() {
         assert_eq!(other(change), Comparison::Other, "change {index}");
     }
-    let words: [fn(&mut Decision); 2] = [
+    let words: [fn(&mut Decision); 3] = [
+        |d| d.cause.as_mut().unwrap().detail.push('!'),
         |d| d.rules[0].because.push('!'),
         |d| d.stages[0].detail.push('!'),
     ];

@@ -135,6 +135,9 @@ impl Harness {
         let spec = spec(&document);
         compile(&spec).unwrap();
         let inputs = DecisionInputs {
+            pinned_by: None,
+            failed_starts: None,
+            starts_at_default: false,
             policy_revision: 1,
             policy: Some(spec),
             fixed_instances: 3,
@@ -171,6 +174,27 @@ impl Harness {
     pub fn ready(mut self, ready: u32, pending: u32) -> Self {
         self.inputs.instances = InstanceCounts { ready, pending };
         self
+    }
+
+    /// The inputs with these signals, as a service passes them.
+    pub fn tick<'a>(
+        &'a self,
+        signals: &'a [Option<Signal>],
+        carried: &'a CarriedState,
+    ) -> TickInputs<'a> {
+        TickInputs {
+            policy_revision: self.inputs.policy_revision,
+            fixed_instances: self.inputs.fixed_instances,
+            pin: self.inputs.pin,
+            pinned_by: self.inputs.pinned_by.as_deref(),
+            pause: self.inputs.pause,
+            instances: self.inputs.instances,
+            failed_starts: self.inputs.failed_starts.as_ref(),
+            starts_at_default: self.inputs.starts_at_default,
+            signals,
+            carried,
+            selection: None,
+        }
     }
 
     pub fn decide(&self) -> Decision {
@@ -285,6 +309,9 @@ impl Scaler {
         let signals = self.measures.signals(uid(), specs, options, now);
         let count = self.granted();
         let tick = TickInputs {
+            pinned_by: None,
+            failed_starts: None,
+            starts_at_default: false,
             policy_revision: 1,
             fixed_instances: 1,
             pin: None,

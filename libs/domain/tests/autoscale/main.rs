@@ -3,12 +3,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod causes;
 mod compile;
 mod evidence;
 mod golden;
 mod harness;
 mod overload;
 mod properties;
+mod repeats;
 mod rules;
 mod schedules;
 mod starting;

@@ -1,8 +1,8 @@
 //! Properties of every decision, over random policies and inputs.
 
 use contract::decision::{
-    CarriedState, Decision, DecisionInputs, DecisionOutcome, InstanceCounts, LastChange, Pause,
-    Pin, Recommendation, Signal, Verdict,
+    CarriedState, Decision, DecisionInputs, DecisionOutcome, FailedStarts, InstanceCounts,
+    LastChange, Pause, Pin, Recommendation, Signal, Verdict,
 };
 use contract::resources::{AutoscaleMode, AutoscaleSpec, Direction};
 use contract::time::{Span, Timestamp};
@@ -184,13 +184,21 @@ fn carried() -> impl Strategy<Value = CarriedState> {
         change(),
         change(),
         recommendations,
+        prop::option::of("default|other"),
+        prop::option::of(0u64..4),
+        any::<bool>(),
     )
         .prop_map(
-            |(granted, last_out, last_in, recommendations)| CarriedState {
-                granted,
-                last_out,
-                last_in,
-                recommendations,
+            |(granted, last_out, last_in, recommendations, profile, policy_revision, pinned)| {
+                CarriedState {
+                    granted,
+                    last_out,
+                    last_in,
+                    recommendations,
+                    profile,
+                    policy_revision,
+                    pinned,
+                }
             },
         )
 }
@@ -208,6 +216,12 @@ fn signals() -> impl Strategy<Value = std::collections::BTreeMap<String, Signal>
 }
 
 prop_compose! {
+    fn failed_starts()(in_a_row in 1u32..9, never_ready in any::<bool>()) -> FailedStarts {
+        FailedStarts { in_a_row, reason: "exit code 1".into(), never_ready }
+    }
+}
+
+prop_compose! {
     fn inputs_of(policy: BoxedStrategy<AutoscaleSpec>)(
         policy in prop::option::weighted(0.97, policy),
         fixed_instances in 0u32..10,
@@ -216,10 +230,15 @@ prop_compose! {
         ready in 0u32..25,
         pending in 0u32..5,
         signals in signals(),
+        failed_starts in prop::option::weighted(0.1, failed_starts()),
+        starts_at_default in prop::bool::weighted(0.1),
         carried in carried(),
     ) -> DecisionInputs {
         let pause = pause.unwrap_or_default();
         DecisionInputs {
+            pinned_by: None,
+            failed_starts,
+            starts_at_default,
             policy_revision: 3,
             policy,
             fixed_instances,
@@ -254,6 +273,9 @@ fn ordered(policy: Option<&Policy>, inputs: &DecisionInputs) -> Vec<Option<Signa
 
 fn tick<'a>(inputs: &'a DecisionInputs, signals: &'a [Option<Signal>]) -> TickInputs<'a> {
     TickInputs {
+        pinned_by: inputs.pinned_by.as_deref(),
+        failed_starts: inputs.failed_starts.as_ref(),
+        starts_at_default: inputs.starts_at_default,
         policy_revision: inputs.policy_revision,
         fixed_instances: inputs.fixed_instances,
         pin: inputs.pin,
@@ -383,6 +405,9 @@ proptest! {
             let signal = Signal { value: Some(*value), seconds_covered: 30, seconds_wanted: 30, ..Signal::default() };
             let signals = vec![Some(signal); policy.signals().len()];
             let inputs = TickInputs {
+            pinned_by: None,
+            failed_starts: None,
+            starts_at_default: false,
                 policy_revision: 1,
                 fixed_instances: 1,
                 pin: None,

@@ -5,7 +5,7 @@ use chrono::{Datelike, Duration, NaiveDateTime, NaiveTime, Timelike};
 use chrono_tz::Tz;
 use contract::decision::{CarriedState, Decision, InstanceCounts, Pause};
 use contract::time::{Span, Timestamp};
-use domain::autoscale::{Policy, Selection, TickInputs, explain, is_reproducible};
+use domain::autoscale::{Policy, Selection, TRANSITIONS_MAX, TickInputs, explain, is_reproducible};
 use serde_json::{Value, json};
 
 use crate::harness::*;
@@ -33,6 +33,63 @@ fn changes(schedule: Value, from: &str, to: &str) -> Vec<String> {
         .iter()
         .map(|transition| transition.at.to_utc().format("%m-%d %H:%M").to_string())
         .collect()
+}
+
+#[test]
+fn the_examples_in_the_documentation_of_time_zones_hold() {
+    let cron = |text: &str, duration: &str| json!({"cron": text, "duration": duration, "timeZone": "Europe/Paris"});
+    let weekly = |start: &str, end: &str| json!({"weekly": {"days": ["Sun"], "start": start, "end": end}, "timeZone": "Europe/Paris"});
+    let spring = ("2026-03-28T12:00:00Z", "2026-03-29T12:00:00Z");
+    let autumn = ("2026-10-24T12:00:00Z", "2026-10-25T12:00:00Z");
+    for (schedule, (from, to), expected) in [
+        (
+            cron("30 2 * * *", "1h"),
+            spring,
+            vec!["03-29 01:00", "03-29 02:00"],
+        ),
+        (weekly("02:10", "02:50"), spring, vec![]),
+        (
+            cron("30 2 * * *", "1h"),
+            autumn,
+            vec!["10-25 00:30", "10-25 02:30"],
+        ),
+        (
+            weekly("00:00", "02:30"),
+            autumn,
+            vec!["10-24 22:00", "10-25 01:30"],
+        ),
+        (
+            cron("0 22 * * *", "9h"),
+            spring,
+            vec!["03-28 21:00", "03-29 05:00"],
+        ),
+        (
+            cron("0 22 * * *", "9h"),
+            autumn,
+            vec!["10-24 20:00", "10-25 06:00"],
+        ),
+    ] {
+        assert_eq!(changes(schedule.clone(), from, to), expected, "{schedule}");
+    }
+}
+
+#[test]
+fn a_preview_says_from_when_on_it_was_cut_and_continues_there() {
+    let schedule = json!({"cron": "*/2 * * * *", "duration": "1m"});
+    let policy = policy(vec![profile("other", 1, schedule)]);
+    let (from, to) = (
+        instant("2026-06-01T00:00:00Z"),
+        instant("2026-06-09T00:00:00Z"),
+    );
+    let cut = policy.preview(from, to);
+    assert_eq!(cut.items.len(), TRANSITIONS_MAX + 1);
+    let cut_at = cut.cut_at.unwrap();
+    let last = cut.items.last().unwrap();
+    assert_eq!(cut_at.since(last.at), Span::from_secs(60));
+    let rest = policy.preview(cut_at, to);
+    assert_eq!((rest.items[0].at, rest.cut_at), (cut_at, None));
+    let minutes = to.since(from).secs() as usize / 60;
+    assert_eq!(cut.items.len() + rest.items.len(), minutes);
 }
 
 #[test]
@@ -381,6 +438,9 @@ fn a_month_with_either_clock_change_on_lord_howe_island() {
 fn decided(document: &Value) -> Decision {
     let policy = compile(&spec(document)).unwrap();
     let tick = TickInputs {
+        pinned_by: None,
+        failed_starts: None,
+        starts_at_default: false,
         policy_revision: 1,
         fixed_instances: 1,
         pin: None,

@@ -7,14 +7,14 @@ use contract::ids::{DeploymentRef, Name};
 use contract::problem::Finding;
 use contract::resources::{Applied, AutoscaleView, Resource, document_schema};
 use contract::time::{Span, Timestamp};
-use domain::endpoint::Endpoint;
 use domain::endpoint::commands::Command;
+use domain::endpoint::{Deployment, Endpoint};
 use domain::views::{ReadModel, autoscale_view};
 use http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::endpoints::{DeleteResult, Deleted};
+use super::endpoints::{DeleteResult, Deleted, HeldBy};
 use super::{
     Filter, applied_response, deleted_concurrently, deployment_row_key, execute, get_row,
     json_with_etag, list_rows, parse_resource, seal_response, stored_response,
@@ -61,9 +61,33 @@ const PREVIEW_DEFAULT: Span = Span::from_secs(7 * 86_400);
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PinBody {
     pub instances: u32,
-    /// Omitted: until released.
+    /// When the pin ends; without it and `for`, it holds until released.
     #[serde(default)]
     pub until: Option<Timestamp>,
+    /// How long the pin holds, by the server's clock, such as `1h`; instead of `until`.
+    #[serde(default, rename = "for")]
+    pub duration: Option<Span>,
+}
+
+impl PinBody {
+    /// The pin, from now on.
+    fn pin(self, now: Timestamp) -> Result<Pin, ApiError> {
+        let until = match (self.until, self.duration) {
+            (Some(_), Some(_)) => {
+                let detail = "`until` is given too; keep one of the two";
+                return Err(ApiError::invalid(vec![Finding::new("/for", detail)]));
+            }
+            (None, Some(duration)) if duration == Span::ZERO => {
+                let detail = "a pin for no time has no effect; write a duration such as 1h, or omit it to pin until released";
+                return Err(ApiError::invalid(vec![Finding::new("/for", detail)]));
+            }
+            (until, duration) => until.or(duration.map(|duration| now + duration)),
+        };
+        Ok(Pin {
+            instances: self.instances,
+            until,
+        })
+    }
 }
 
 /// Directions to pause or resume; both if none is given.
@@ -98,8 +122,13 @@ pub struct Transition {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Preview {
     pub items: Vec<Transition>,
+    /// When the first change happens that was left out because there are more than 10,000; absent if none
+    /// was. A preview from then on continues this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_at: Option<Timestamp>,
 }
 
 pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
@@ -130,9 +159,9 @@ fn view(endpoint: &Endpoint, target: &DeploymentRef) -> Option<AutoscaleView> {
 
 pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
     let target = call.deployment()?;
-    let Resource::Autoscale(document) =
-        parse_resource(&app, &call, "Autoscale", &target.to_string())?
-    else {
+    let resource = parse_resource(&app, &call, "Autoscale", &target.to_string())?;
+    let warnings = domain::documents::warnings(&resource, &app.deps.zones);
+    let Resource::Autoscale(document) = resource else {
         return Err(ApiError::internal("parsed resource is not an Autoscale"));
     };
     let command = Command::PutAutoscale {
@@ -154,24 +183,43 @@ pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
         before.as_ref(),
         after.ok_or_else(deleted_concurrently)?,
         &outcome,
+        warnings,
     )
 }
 
 pub async fn delete(app: Arc<App>, call: Call) -> ApiResult {
     let target = call.deployment()?;
     let command = Command::DeleteAutoscale {
-        deployment: target.deployment,
+        deployment: target.deployment.clone(),
     };
     let outcome = execute(&app, &call, &target.endpoint, &command).await?;
+    let deployment = outcome
+        .after
+        .as_ref()
+        .and_then(|endpoint| endpoint.deployments.get(&target.deployment));
     let body = Deleted {
         result: DeleteResult::Deleted,
         dry_run: call.flag("dryRun")?,
         deployments: Vec::new(),
+        instances: deployment.map(|deployment| deployment.spec.instances),
+        held_by: deployment.and_then(|deployment| held_by(deployment, call.now)),
     };
     Ok(with_position(
         json(StatusCode::OK, &body)?,
         outcome.position,
     ))
+}
+
+/// What keeps the count of a deployment without an Autoscale.
+fn held_by(deployment: &Deployment, now: Timestamp) -> Option<HeldBy> {
+    let is_pinned = (deployment.pin).is_some_and(|pin| pin.until.is_none_or(|until| now < until));
+    match (deployment.pause.scale_in, deployment.pause.scale_out) {
+        _ if is_pinned => Some(HeldBy::Pin),
+        (true, true) => Some(HeldBy::Pause),
+        (true, false) => Some(HeldBy::PauseOfScaleIn),
+        (false, true) => Some(HeldBy::PauseOfScaleOut),
+        (false, false) => None,
+    }
 }
 
 fn manual(endpoint: Option<&Endpoint>, target: DeploymentRef) -> Result<Manual, ApiError> {
@@ -195,10 +243,10 @@ fn manual_response(outcome: &CommandOutcome, target: DeploymentRef) -> ApiResult
 
 pub async fn pin(app: Arc<App>, call: Call) -> ApiResult {
     let target = call.deployment()?;
-    let PinBody { instances, until } = call.parse_body()?;
+    let body: PinBody = call.parse_body()?;
     let command = Command::Pin {
         deployment: target.deployment.clone(),
-        pin: Pin { instances, until },
+        pin: body.pin(call.now)?,
     };
     let outcome = execute(&app, &call, &target.endpoint, &command).await?;
     manual_response(&outcome, target)
@@ -307,6 +355,6 @@ pub async fn preview(app: Arc<App>, call: Call) -> ApiResult {
             "there is no Autoscale for `{target}`"
         )));
     };
-    let items = crate::api::decisions::transitions(&autoscale.spec, &app.deps.zones, from, to)?;
-    json(StatusCode::OK, &Preview { items })
+    let preview = crate::api::decisions::preview(&autoscale.spec, &app.deps.zones, from, to)?;
+    json(StatusCode::OK, &preview)
 }

@@ -10,7 +10,7 @@ use domain::zones::ZoneData;
 use http::StatusCode;
 use uuid::Uuid;
 
-use super::autoscale::Transition;
+use super::autoscale::{Preview, Transition};
 use super::{Filter, get_row, list_rows};
 use crate::app::App;
 use crate::call::Call;
@@ -61,18 +61,19 @@ pub async fn get(app: Arc<App>, call: Call) -> ApiResult {
     json(StatusCode::OK, &view)
 }
 
-/// Returns the profile in force at `from`, and every change of it up to `to`.
-pub fn transitions(
+/// Returns the profile in force at `from`, and the changes of it up to `to`.
+pub fn preview(
     spec: &AutoscaleSpec,
     zones: &ZoneData,
     from: Timestamp,
     to: Timestamp,
-) -> Result<Vec<Transition>, ApiError> {
+) -> Result<Preview, ApiError> {
     let policy = Policy::compile(spec, zones).map_err(ApiError::invalid)?;
-    let later = policy.transitions(from, to);
-    let later = later.into_iter().filter(|transition| transition.at > from);
-    let all = std::iter::once(policy.profile_at(from)).chain(later);
-    Ok(all.map(Transition::from).collect())
+    let preview = policy.preview(from, to);
+    Ok(Preview {
+        items: preview.items.into_iter().map(Transition::from).collect(),
+        cut_at: preview.cut_at,
+    })
 }
 
 impl From<domain::autoscale::Transition> for Transition {

@@ -129,6 +129,7 @@ pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
         before.as_ref(),
         after.ok_or_else(deleted_concurrently)?,
         &outcome,
+        Vec::new(),
     )
 }
 
@@ -142,6 +143,8 @@ pub async fn delete(app: Arc<App>, call: Call) -> ApiResult {
         result: DeleteResult::Deleting,
         dry_run: call.flag("dryRun")?,
         deployments: vec![target.deployment],
+        instances: None,
+        held_by: None,
     };
     let status = if body.dry_run {
         StatusCode::OK

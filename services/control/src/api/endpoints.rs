@@ -71,6 +71,26 @@ pub struct Deleted {
     pub dry_run: bool,
     /// Deployments that are deleted with it.
     pub deployments: Vec<Name>,
+    /// Of an Autoscale: the deployment's own count, which applies from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instances: Option<u32>,
+    /// Of an Autoscale: what keeps the present count until it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<HeldBy>,
+}
+
+/// What keeps the count of a deployment whose Autoscale is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeldBy {
+    /// A pin, until it is released.
+    Pin,
+    /// A pause of both directions, until scaling is resumed.
+    Pause,
+    /// A pause of scaling in: the count does not fall.
+    PauseOfScaleIn,
+    /// A pause of scaling out: the count does not grow.
+    PauseOfScaleOut,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -169,6 +189,7 @@ pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
         before.as_ref(),
         after.ok_or_else(deleted_concurrently)?,
         &outcome,
+        Vec::new(),
     )
 }
 
@@ -184,6 +205,7 @@ pub async fn traffic(app: Arc<App>, call: Call) -> ApiResult {
         before.as_ref(),
         after.ok_or_else(deleted_concurrently)?,
         &outcome,
+        Vec::new(),
     )
 }
 
@@ -198,6 +220,8 @@ pub async fn delete(app: Arc<App>, call: Call) -> ApiResult {
         result: DeleteResult::Deleting,
         dry_run: call.flag("dryRun")?,
         deployments: names.cloned().collect(),
+        instances: None,
+        held_by: None,
     };
     let status = if body.dry_run {
         StatusCode::OK

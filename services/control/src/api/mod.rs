@@ -138,6 +138,7 @@ fn applied_response<V: Serialize>(
     before: Option<&V>,
     after: V,
     outcome: &CommandOutcome,
+    warnings: Vec<Finding>,
 ) -> ApiResult {
     let old = before
         .map(serde_json::to_value)
@@ -163,6 +164,7 @@ fn applied_response<V: Serialize>(
         result,
         dry_run,
         changes,
+        warnings,
         resource: after,
     };
     let response = with_position(json(status, &body)?, outcome.position);

@@ -3,7 +3,32 @@
 use serde_json::json;
 
 use crate::fake::FakeServer;
-use crate::home::{DEPLOYMENT, ENDPOINT, Home, all_documents};
+use crate::home::{AUTOSCALE, DEPLOYMENT, ENDPOINT, Home, all_documents};
+
+#[test]
+fn apply_and_diff_print_the_warnings_of_the_server() {
+    let (home, server) = (Home::new(), FakeServer::start());
+    home.file("parents.yaml", &[DEPLOYMENT, ENDPOINT].join("---"));
+    let odd = AUTOSCALE.replace("spec:", "metadata: {labels: {warned: yes}}\nspec:");
+    home.file("odd.yaml", &odd);
+    home.run_with(&server, &["apply", "-f", "parents.yaml"]);
+    for command in ["diff", "apply"] {
+        let result = home.run_with(&server, &[command, "-f", "odd.yaml"]);
+        assert_eq!(result.code, 0, "{result:?}");
+        let warning = "warning: autoscale iris/blue: /spec/mode: it is odd: change it\n";
+        assert_eq!(result.err, warning, "{command}");
+    }
+}
+
+#[test]
+fn a_planned_document_is_checked_for_warnings_without_the_server() {
+    let (home, server) = (Home::new(), FakeServer::start());
+    let documents = all_documents().replace("Mon-Fri", "7");
+    home.file("all.yaml", &documents);
+    let result = home.run_with(&server, &["apply", "-f", "all.yaml", "--dry-run"]);
+    assert_eq!(result.code, 0, "{result:?}");
+    assert!(result.err.contains("write Sun"), "{}", result.err);
+}
 
 #[test]
 fn apply_sends_endpoints_then_deployments_then_autoscales_and_the_split_last() {

@@ -280,8 +280,12 @@ impl FakeState {
         if !dry_run {
             self.stored.insert(path.to_owned(), resource.clone());
         }
-        let answer =
+        let mut answer =
             json!({"result": result, "dryRun": dry_run, "changes": [], "resource": resource});
+        if body.pointer("/metadata/labels/warned").is_some() {
+            answer["warnings"] =
+                json!([{"pointer": "/spec/mode", "detail": "it is odd: change it"}]);
+        }
         reply(200, &answer.to_string())
     }
 }

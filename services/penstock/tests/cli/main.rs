@@ -213,8 +213,8 @@ fn pins_and_pauses_are_sent_as_the_api_takes_them() {
     );
     assert_eq!(result.code, 0, "{result:?}");
     let pin = server.body_of("PUT /v1/autoscale/iris/blue/pin");
-    assert_eq!(pin["instances"], 5);
-    assert!(pin["until"].is_string());
+    // The server counts the hour, by its own clock.
+    assert_eq!(pin, json!({"instances": 5, "for": "1h"}));
     assert_eq!(
         home.run_with(&server, &["scale", "iris/blue", "--release"])
             .code,
@@ -507,6 +507,36 @@ fn a_preview_of_a_file_needs_no_server_and_shows_the_hours_of_the_zone() {
         shown,
         expected.map(|(at, profile)| (at.to_owned(), profile.to_owned()))
     );
+}
+
+#[test]
+fn a_preview_with_too_many_changes_says_from_when_on_it_was_cut() {
+    let home = Home::new();
+    let rules = AUTOSCALE.replace("0 9 * * Mon-Fri", "*/2 * * * *");
+    home.file("rules.yaml", &rules.replace("9h", "1m"));
+    for (to, output, is_cut) in [
+        ("8d", "json", true),
+        ("8d", "table", true),
+        ("1d", "json", false),
+    ] {
+        let words = [
+            "autoscale",
+            "preview",
+            "-f",
+            "rules.yaml",
+            "--to",
+            to,
+            "-o",
+            output,
+        ];
+        let result = home.run(&words);
+        assert_eq!(result.code, 0, "{}", result.err);
+        assert_eq!(result.err.contains("the preview was cut"), is_cut, "{to}");
+        if output == "json" {
+            let body: Value = serde_json::from_str(&result.out).unwrap();
+            assert_eq!(body["cutAt"].is_string(), is_cut, "{to}");
+        }
+    }
 }
 
 #[test]

@@ -40,6 +40,21 @@ fn validate_names_file_line_column_field_and_remedy_without_a_server() {
 }
 
 #[test]
+fn validate_warns_of_what_is_valid_and_probably_not_intended() {
+    let home = Home::new();
+    home.file("week.yaml", &AUTOSCALE.replace("Mon-Fri", "7"));
+    let result = home.run(&["validate", "-f", "week.yaml"]);
+    assert_eq!(result.code, 0, "{result:?}");
+    assert!(
+        result.err.starts_with("warning: week.yaml:10:"),
+        "{}",
+        result.err
+    );
+    assert!(result.err.contains("/schedule/cron: "), "{}", result.err);
+    assert!(result.err.contains("write Sun"), "{}", result.err);
+}
+
+#[test]
 fn validate_shows_every_fault_of_every_file_at_any_depth() {
     let home = Home::new();
     home.file(

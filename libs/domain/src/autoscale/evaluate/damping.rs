@@ -1,4 +1,4 @@
-//! Damping of recommendations: refusals, projection, stabilization and cooldowns.
+//! Damping of recommendations: failed starts, refusals, projection, stabilization and cooldowns.
 //!
 //! Invariant: damping moves a recommendation towards the current count, and never across it.
 
@@ -12,6 +12,28 @@ use super::super::rules::{Proposal, Quality, RuleInput};
 use super::{Candidate, Run};
 
 impl<R: Recorder> Run<'_, R> {
+    /// Keeps the count while no instance of the present revision has ever become ready and the last start
+    /// failed: there is nothing to measure, and more instances would fail like the others.
+    pub(super) fn hold_while_starts_fail(
+        &mut self,
+        base: u32,
+        recommendation: Candidate,
+    ) -> (Candidate, Option<DecisionOutcome>) {
+        let failed = self.tick.failed_starts.filter(|failed| failed.never_ready);
+        let Some(failed) = failed.filter(|_| recommendation.count != base) else {
+            return (recommendation, None);
+        };
+        self.record.stage(|| {
+            let detail = describe::starts_hold(failed);
+            stage("starts", recommendation.count, base, detail)
+        });
+        let held = Candidate {
+            count: base,
+            rule: recommendation.rule,
+        };
+        (held, Some(DecisionOutcome::HeldByFailedStarts))
+    }
+
     /// Keeps the count while requests are refused for lack of capacity: what the refused ones would have
     /// needed is in no other measurement, so that every rule sees less load than there is.
     pub(super) fn hold_while_refusing(

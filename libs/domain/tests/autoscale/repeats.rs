@@ -1,0 +1,106 @@
+//! Which decisions are recorded while results alternate.
+
+use contract::decision::{Decision, DecisionOutcome};
+use domain::autoscale::{Repeats, carry, evaluate, explain};
+use serde_json::json;
+
+use crate::harness::*;
+
+/// Records decisions as the service does.
+struct Recorder {
+    harness: Harness,
+    repeats: Repeats,
+    recorded: Vec<Decision>,
+}
+
+impl Recorder {
+    /// Follows a rate with 10 a second for each instance, without tolerance, and scales in after 5 minutes.
+    fn new(count: u32) -> Self {
+        let rules = json!([{
+            "name": "follow", "metric": {"name": "requests_per_second"},
+            "track": {"target": 10, "tolerance": "0%"},
+        }]);
+        Self {
+            harness: Harness::new(
+                document(rules, json!({"stabilization": {"in": "5m"}})),
+                count,
+            ),
+            repeats: Repeats::default(),
+            recorded: Vec::new(),
+        }
+    }
+
+    /// Evaluates a second with this rate; returns the outcome.
+    fn second(&mut self, rate: f64) -> DecisionOutcome {
+        self.harness = self.harness.clone().value(RATE, rate);
+        let policy = compile(self.harness.inputs.policy.as_ref().unwrap()).unwrap();
+        let decision = self.harness.decide();
+        let evaluated = decision.outcome;
+        let signals = vec![Some(whole(rate))];
+        let mut carried = self.harness.inputs.carried.clone();
+        let tick = self.harness.tick(&signals, &carried);
+        let evaluation = evaluate(Some(&policy), &tick, self.harness.now);
+        let previous = self.recorded.last();
+        if (self.repeats).should_record(previous, Some(&policy), &evaluation, self.harness.now) {
+            let of = deployment();
+            let decision = explain(&of, uid(), Some(&policy), &tick, self.harness.now);
+            self.repeats.recorded(&decision);
+            self.recorded.push(decision);
+        }
+        let now = self.harness.now;
+        carry(&mut carried, Some(&policy), &evaluation, now);
+        self.harness.step(1);
+        self.harness.inputs.carried = carried;
+        evaluated
+    }
+}
+
+#[test]
+fn results_that_alternate_each_second_are_recorded_a_few_times_only() {
+    let mut recorder = Recorder::new(6);
+    let mut outcomes = Vec::new();
+    for second in 0..200 {
+        outcomes.push(recorder.second(if second % 2 == 0 { 49.9 } else { 50.1 }));
+    }
+    let held = DecisionOutcome::HeldByStabilization;
+    assert!(
+        outcomes.ends_with(&[held, DecisionOutcome::Steady]),
+        "{outcomes:?}"
+    );
+    assert!(
+        recorder.recorded.len() <= 6,
+        "{:?}",
+        recorder.recorded.len()
+    );
+}
+
+#[test]
+fn a_repeated_result_that_lasts_is_recorded() {
+    let mut recorder = Recorder::new(6);
+    for second in 0..40 {
+        recorder.second(if second % 2 == 0 { 49.9 } else { 50.1 });
+    }
+    let held = DecisionOutcome::HeldByStabilization;
+    let lasting = match recorder.recorded.last().unwrap().outcome == held {
+        true => 50.1,
+        false => 49.9,
+    };
+    let before = recorder.recorded.len();
+    let expected = (0..62).map(|_| recorder.second(lasting)).last();
+    assert_eq!(recorder.recorded.len(), before + 1);
+    assert_eq!(
+        recorder.recorded.last().map(|decision| decision.outcome),
+        expected
+    );
+}
+
+#[test]
+fn a_change_of_the_count_is_always_recorded() {
+    let mut recorder = Recorder::new(6);
+    for second in 0..40 {
+        recorder.second(if second % 2 == 0 { 49.9 } else { 50.1 });
+    }
+    recorder.second(65.0);
+    let last = recorder.recorded.last().unwrap();
+    assert_eq!((last.from, last.granted), (6, 7));
+}

@@ -1,6 +1,6 @@
 //! `decisions` and `explain`: what the autoscaler decided, and why.
 
-use contract::resources::DecisionView;
+use contract::views::DecisionView;
 use serde_json::Value;
 
 use super::engine;

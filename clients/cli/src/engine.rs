@@ -3,8 +3,9 @@
 use contract::decision::Decision;
 use contract::ids::DeploymentRef;
 use contract::problem::Finding;
-use contract::resources::{AutoscaleSpec, DecisionView, Resource};
+use contract::resources::{AutoscaleSpec, Resource};
 use contract::time::Timestamp;
+use contract::views::DecisionView;
 use domain::autoscale::{Policy, Preview, explain};
 use domain::zones::ZoneData;
 

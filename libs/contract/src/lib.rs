@@ -21,6 +21,7 @@ pub mod route;
 pub mod stream;
 pub mod time;
 pub mod usage;
+pub mod views;
 
 pub use ids::{Bucket, BucketKey, DeploymentRef, EndpointKey, InstanceId, Name, Position, Uid};
 pub use time::{Span, Timestamp};

@@ -2,7 +2,8 @@
 //! from the count that was granted and the state of the instances.
 
 use contract::decision::FailedStarts;
-use contract::resources::{AvailableReason, ProvisioningState};
+use contract::resources::ProvisioningState;
+use contract::views::AvailableReason;
 
 use crate::endpoint::Deployment;
 use crate::instances::{Instance, Instances, Phase, StartHistory};
@@ -41,7 +42,7 @@ pub fn message(deployment: &Deployment, instances: &Instances, wanted: Option<u3
         (1, wanted) => format!("1 of {wanted} instances is ready"),
         (ready, wanted) => format!("{ready} of {wanted} instances are ready"),
     };
-    let replaced = of(deployment, instances).any(|i| !deployment.is_made_of(i));
+    let replaced = of(deployment, instances).any(|i| !deployment.is_made_of(i.revision, &i.spec));
     if ready >= wanted && !replaced {
         return message;
     }

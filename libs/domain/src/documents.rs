@@ -7,8 +7,9 @@ use contract::ids::Name;
 use contract::problem::{Finding, escape};
 use contract::resources::{
     AutoscaleResource, AutoscaleSpec, DeploymentResource, EndpointResource, EndpointSpec,
-    FieldChange, Percentages, Resource,
+    Percentages, Resource,
 };
+use contract::views::FieldChange;
 use serde_json::Value;
 
 use crate::autoscale::Policy;

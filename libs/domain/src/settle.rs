@@ -88,11 +88,11 @@ fn provisioning_state(
     }
     let ready = instances
         .of(deployment.uid)
-        .filter(|i| i.is_ready() && deployment.is_made_of(i))
+        .filter(|i| i.is_ready() && deployment.is_made_of(i.revision, &i.spec))
         .count();
     let has_older = instances
         .of(deployment.uid)
-        .any(|i| i.is_kept() && !deployment.is_made_of(i));
+        .any(|i| i.is_kept() && !deployment.is_made_of(i.revision, &i.spec));
     if granted.is_some_and(|granted| ready >= granted as usize) && !has_older {
         return Some((Succeeded, String::new()));
     }

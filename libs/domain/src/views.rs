@@ -12,11 +12,12 @@ use contract::decision::Decision;
 use contract::events::{AccessGranted, Event};
 use contract::ids::{EndpointKey, InstanceId, Name, Position, Uid};
 use contract::log::{Record, RowChange, StreamKind};
-use contract::resources::{
-    AccessView, AvailableCondition, AvailableReason, DecisionSummary, DecisionView, DeploymentView,
-    InstanceTally, Percentages,
-};
+use contract::resources::Percentages;
 use contract::time::Timestamp;
+use contract::views::{
+    AccessView, AvailableCondition, AvailableReason, DecisionSummary, DecisionView, DeploymentView,
+    InstanceTally,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 

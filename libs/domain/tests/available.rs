@@ -12,11 +12,9 @@ use contract::events::{
 };
 use contract::ids::{EndpointKey, InstanceId, Name, Position, Uid};
 use contract::log::{Actor, Record, StreamKind, StreamName};
-use contract::resources::{
-    AvailableCondition, AvailableReason, ConditionStatus, DeploymentSpec, DeploymentView,
-    ProvisioningState,
-};
+use contract::resources::{DeploymentSpec, ProvisioningState};
 use contract::time::{Span, Timestamp};
+use contract::views::{AvailableCondition, AvailableReason, ConditionStatus, DeploymentView};
 use domain::views::EndpointModel;
 use serde_json::json;
 use uuid::Uuid;

@@ -901,7 +901,7 @@ proptest! {
         prop_assert_eq!(count(ReadModel::Deployments.name()), deployments);
         if let Some(endpoint) = &world.endpoint {
             let row = &rows[&(ReadModel::Endpoints.name(), "default/iris".to_owned())];
-            let view: contract::resources::EndpointView = serde_json::from_str(row).unwrap();
+            let view: contract::views::EndpointView = serde_json::from_str(row).unwrap();
             prop_assert_eq!(view.spec.traffic.as_ref(), Some(&endpoint.traffic));
             prop_assert_eq!(view.metadata.revision, endpoint.revision);
         }

@@ -13,7 +13,8 @@ use domain::autoscale::{
     Policy, Repeats, Selection, TickInputs, carried_after_clock_step, carried_after_restart, carry,
     evaluate, explain,
 };
-use domain::endpoint::{Deployment, available};
+use domain::available;
+use domain::endpoint::Deployment;
 use domain::fold::{EndpointFold, FOLD_VERSION};
 use domain::measure::{Measures, SignalOptions};
 use domain::zones::ZoneData;

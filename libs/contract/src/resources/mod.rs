@@ -6,7 +6,6 @@ mod document;
 mod endpoint;
 pub mod limits;
 mod schema;
-mod view;
 
 use std::collections::BTreeMap;
 
@@ -23,7 +22,6 @@ pub use autoscale::*;
 pub use deployment::*;
 pub use document::*;
 pub use endpoint::*;
-pub use view::*;
 
 documents! {
     /// `kind: Endpoint`.

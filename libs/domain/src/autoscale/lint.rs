@@ -9,7 +9,14 @@ use super::condition::{Condition, DisplayValue, Operator};
 use super::policy::{Action, Policy, Profile, Rule, RuleKind};
 use super::schedule::Schedule;
 
-pub(super) fn warnings(policy: &Policy) -> Vec<Finding> {
+impl Policy {
+    /// Returns warnings about valid settings that are probably not intended.
+    pub fn warnings(&self) -> Vec<Finding> {
+        warnings(self)
+    }
+}
+
+fn warnings(policy: &Policy) -> Vec<Finding> {
     let mut findings = Vec::new();
     let spec = policy.spec();
     for (index, profile) in policy.profiles.iter().enumerate() {

@@ -183,11 +183,6 @@ impl Policy {
         &self.spec
     }
 
-    /// Returns warnings about valid settings that are probably not intended.
-    pub fn warnings(&self) -> Vec<Finding> {
-        super::lint::warnings(self)
-    }
-
     /// The aggregates that the rules read; inputs provide them in this order.
     pub fn signals(&self) -> &[SignalSpec] {
         &self.signals

@@ -16,8 +16,6 @@ use contract::resources::{
 use contract::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::instances::Instance;
-
 /// One incarnation of an endpoint. Where it is optional, `None` means that no endpoint has the
 /// name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,11 +90,10 @@ pub struct Deployment {
 }
 
 impl Deployment {
-    /// Whether the instance is as the present spec requires. One of an older revision is too if the spec has
-    /// changed back since: it is kept.
-    pub fn is_made_of(&self, instance: &Instance) -> bool {
-        instance.revision == self.instance_revision
-            || !needs_new_instances(&instance.spec, &self.spec)
+    /// Whether an instance of this revision and spec is as the present spec requires. One of an older
+    /// revision is too if the spec has changed back since: it is kept.
+    pub fn is_made_of(&self, revision: u64, spec: &DeploymentSpec) -> bool {
+        revision == self.instance_revision || !needs_new_instances(spec, &self.spec)
     }
 }
 

@@ -229,7 +229,7 @@ impl<'a> Fleet<'a> {
         let (current, old) = instances
             .of(deployment.uid)
             .filter(|instance| instance.is_kept() && !context.is_lost(instance))
-            .partition(|instance| deployment.is_made_of(instance));
+            .partition(|instance| deployment.is_made_of(instance.revision, &instance.spec));
         let has_lost = instances
             .of(deployment.uid)
             .any(|instance| context.is_lost(instance));

@@ -2,12 +2,13 @@
 
 use contract::events::InstanceEnded;
 use contract::ids::{EndpointKey, Name};
-use contract::resources::{
-    API_VERSION, AutoscaleStatus, AutoscaleView, AvailableCondition, DecisionSummary,
-    DeploymentStatus, DeploymentView, EndpointStatus, EndpointView, InstanceTally, InstanceView,
-    InstanceViewState, ProvisioningState, ViewMetadata,
-};
+use contract::resources::{API_VERSION, ProvisioningState};
 use contract::time::Timestamp;
+use contract::views::{
+    AutoscaleStatus, AutoscaleView, AvailableCondition, DecisionSummary, DeploymentStatus,
+    DeploymentView, EndpointStatus, EndpointView, InstanceTally, InstanceView, InstanceViewState,
+    ViewMetadata,
+};
 
 use crate::documents::full_spec;
 use crate::endpoint::{Deployment, Endpoint};

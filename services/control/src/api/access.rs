@@ -18,7 +18,7 @@ use crate::call::Call;
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
 use crate::table::{ADMIN, Content, PAGED, RouteEntry, route, schema};
-use contract::resources::AccessView;
+use contract::views::AccessView;
 
 /// The routes of this module.
 pub(super) fn routes() -> Vec<RouteEntry> {

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use contract::decision::{Pause, Pin};
 use contract::ids::{DeploymentRef, Name};
 use contract::problem::Finding;
-use contract::resources::{Applied, AutoscaleView, Resource, document_schema};
+use contract::resources::{AutoscaleSpec, Resource, document_schema};
 use contract::time::{Span, Timestamp};
+use contract::views::{Applied, AutoscaleView};
+use domain::autoscale::Policy;
 use domain::endpoint::commands::Command;
 use domain::endpoint::{Deployment, Endpoint};
 use domain::views::{ReadModel, autoscale_view};
+use domain::zones::ZoneData;
 use http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -355,6 +358,33 @@ pub async fn preview(app: Arc<App>, call: Call) -> ApiResult {
             "there is no Autoscale for `{target}`"
         )));
     };
-    let preview = crate::api::decisions::preview(&autoscale.spec, &app.deps.zones, from, to)?;
+    let preview = previewed(&autoscale.spec, &app.deps.zones, from, to)?;
     json(StatusCode::OK, &preview)
+}
+
+/// Returns the profile in force at `from`, and the changes of it up to `to`.
+fn previewed(
+    spec: &AutoscaleSpec,
+    zones: &ZoneData,
+    from: Timestamp,
+    to: Timestamp,
+) -> Result<Preview, ApiError> {
+    let policy = Policy::compile(spec, zones).map_err(ApiError::invalid)?;
+    let preview = policy.preview(from, to);
+    Ok(Preview {
+        items: preview.items.into_iter().map(Transition::from).collect(),
+        cut_at: preview.cut_at,
+    })
+}
+
+impl From<domain::autoscale::Transition> for Transition {
+    fn from(transition: domain::autoscale::Transition) -> Self {
+        Self {
+            at: transition.at,
+            profile: transition.profile,
+            min: transition.min,
+            max: transition.max,
+            default: transition.default,
+        }
+    }
 }

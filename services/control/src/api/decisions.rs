@@ -2,15 +2,11 @@
 
 use std::sync::Arc;
 
-use contract::resources::{AutoscaleSpec, DecisionView};
-use contract::time::Timestamp;
-use domain::autoscale::Policy;
+use contract::views::DecisionView;
 use domain::views::ReadModel;
-use domain::zones::ZoneData;
 use http::StatusCode;
 use uuid::Uuid;
 
-use super::autoscale::{Preview, Transition};
 use super::{Filter, get_row, list_rows};
 use crate::app::App;
 use crate::call::Call;
@@ -59,31 +55,4 @@ pub async fn get(app: Arc<App>, call: Call) -> ApiResult {
     )
     .await?;
     json(StatusCode::OK, &view)
-}
-
-/// Returns the profile in force at `from`, and the changes of it up to `to`.
-pub fn preview(
-    spec: &AutoscaleSpec,
-    zones: &ZoneData,
-    from: Timestamp,
-    to: Timestamp,
-) -> Result<Preview, ApiError> {
-    let policy = Policy::compile(spec, zones).map_err(ApiError::invalid)?;
-    let preview = policy.preview(from, to);
-    Ok(Preview {
-        items: preview.items.into_iter().map(Transition::from).collect(),
-        cut_at: preview.cut_at,
-    })
-}
-
-impl From<domain::autoscale::Transition> for Transition {
-    fn from(transition: domain::autoscale::Transition) -> Self {
-        Self {
-            at: transition.at,
-            profile: transition.profile,
-            min: transition.min,
-            max: transition.max,
-            default: transition.default,
-        }
-    }
 }

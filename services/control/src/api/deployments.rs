@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use contract::ids::{EndpointKey, Uid};
-use contract::resources::{Applied, DeploymentView, Resource, document_schema};
+use contract::resources::{Resource, document_schema};
+use contract::views::{Applied, DeploymentView};
 use domain::endpoint::Endpoint;
 use domain::endpoint::commands::Command;
 use domain::views::{EndpointModel, ReadModel};

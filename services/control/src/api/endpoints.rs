@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use contract::events::{EndpointKeys, KeySlot, SealedKey};
 use contract::ids::{EndpointKey, Name, Uid};
-use contract::resources::{Applied, EndpointView, Percentages, Resource, document_schema};
+use contract::resources::{Percentages, Resource, document_schema};
+use contract::views::{Applied, EndpointView};
 use domain::endpoint::Endpoint;
 use domain::endpoint::commands::Command;
 use domain::views::{ReadModel, endpoint_view};

@@ -10,7 +10,7 @@ use crate::app::App;
 use crate::call::Call;
 use crate::response::{ApiResult, List, json};
 use crate::table::{Content, FILTERED, RouteEntry, VIEWER, route, schema};
-use contract::resources::InstanceView;
+use contract::views::InstanceView;
 
 /// The routes of this module.
 pub(super) fn routes() -> Vec<RouteEntry> {

@@ -16,8 +16,9 @@ use std::sync::Arc;
 
 use contract::ids::{EndpointKey, Name, Position};
 use contract::problem::Finding;
-use contract::resources::{Applied, ApplyResult, Resource};
+use contract::resources::Resource;
 use contract::time::Timestamp;
+use contract::views::{Applied, ApplyResult};
 use documents::Backends;
 use domain::documents::diff;
 use domain::endpoint::commands::Command;

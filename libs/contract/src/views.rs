@@ -5,13 +5,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{AutoscaleSpec, DeploymentSpec, EndpointSpec, Labels, ProvisioningState};
 use crate::decision::{
     Cause, Decision, DecisionInputs, DecisionOutcome, EvaluationStage, Pause, Pin, RuleResult,
 };
 use crate::events::AccessRole;
 use crate::ids::{InstanceId, Name, Uid};
 use crate::problem::Finding;
+use crate::resources::{AutoscaleSpec, DeploymentSpec, EndpointSpec, Labels, ProvisioningState};
 use crate::time::Timestamp;
 
 /// The metadata of a resource.

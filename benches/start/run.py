@@ -283,7 +283,8 @@ def check_bars(runs_done, beside):
     ours = {kind: of(runs_done, "this", kind, seconds) for kind in kinds}
     bars = [bar(f"ready, {kind} start", ours[kind], READY_MAX, "s") for kind in ("second", "killed")]
     if beside:
-        theirs = {kind: of(runs_done, "beside", kind, seconds) for kind in kinds}
+        first = of(runs_done, "beside", "first", seconds)
+        theirs = {kind: of(runs_done, "beside", kind, seconds) or first for kind in kinds}
         ratio = lambda kind, other: ours[kind] / theirs[other]
         bars += [bar(f"{kind} start, ratio to the other build", ratio(kind, other), most, "")
                  for kind, other, most in [("second", "second", SECOND_RATIO_MAX), ("killed", "killed", SECOND_RATIO_MAX),
@@ -360,7 +361,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5, help="starts of each kind")
     parser.add_argument("--beside", metavar="PATH", help="another build of penstock")
-    parser.add_argument("--beside-runs", type=int, default=2, help="starts of each kind of the other build, which may take minutes each")
+    parser.add_argument("--beside-runs", type=int, default=2, help="later starts of the other build, which may take minutes each; with 0 its first one stands for all (as every start did before snapshots)")
     parser.add_argument("--settle", type=float, default=10, help="seconds from ready to steady")
     parser.add_argument("--timeout", type=float, default=1800, help="maximum seconds per start")
     parser.add_argument("--takeover-events", type=int, default=200_000, help="in the store that two autoscalers share")

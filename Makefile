@@ -29,6 +29,8 @@ check: ## Formatting and lints; warnings are errors
 	@scripts/setup.sh check kafka
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@# Together they enable features for each other; these are also built alone.
+	cargo check --locked -p penstock-cli -p penstock-gateway
 	@scripts/compose.sh
 
 check-licenses: ## Licences, bans and sources of all dependencies (deny.toml)

@@ -1,7 +1,7 @@
 //! Finds import cycles between modules of a crate, by parsing the source.
 //!
 //! A module and its children may import each other. Between siblings imports must be acyclic; everything
-//! below a child counts as the child's. A name that is imported through a re-export (`pub use`) counts as
+//! below a child counts as the child's. A name that is imported through another module's `use` counts as
 //! imported from where it is defined.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -160,7 +160,8 @@ fn common_prefix_len(one: &[String], other: &[String]) -> usize {
     one.iter().zip(other).take_while(|(a, b)| a == b).count()
 }
 
-/// All paths that begin with `crate` or `super`, and re-exports of children.
+/// All paths that begin with `crate` or `super`, and what every `use` brings into scope: children import it
+/// from there too, public or not.
 fn imports(module: &Module, code: &str) -> Vec<Import> {
     let mut found = Vec::new();
     for (at, _) in code
@@ -178,13 +179,9 @@ fn imports(module: &Module, code: &str) -> Vec<Import> {
         }
     }
     for line in code.split(';') {
-        let Some((before, tree)) = line.rsplit_once("use ") else {
+        let Some((_, tree)) = line.rsplit_once("use ") else {
             continue;
         };
-        let visibility = before.rsplit('\n').next().unwrap_or_default().trim();
-        if !visibility.starts_with("pub") {
-            continue;
-        }
         for (path, name) in leaves(tree) {
             let absolute = match path.first().map(String::as_str) {
                 Some("crate" | "super" | "self") => from_root(module, &path),
@@ -390,6 +387,7 @@ mod tests {
     fn a_reexported_name_counts_as_imported_from_where_it_is_defined() {
         for reexported in [
             "pub use b::Two;",
+            "use b::Two;",
             "pub use b::*;",
             "pub use b::Second as Two;",
         ] {

@@ -355,7 +355,10 @@ fn modules_of_a_crate_import_each_other_one_way() {
         let folder = package.manifest_path.parent().unwrap().as_std_path();
         let folder = folder.strip_prefix(root()).unwrap().join("src");
         // The crate of these tests has none.
-        let Some(folder) = folder.to_str().filter(|folder| root().join(folder).is_dir()) else {
+        let Some(folder) = folder
+            .to_str()
+            .filter(|folder| root().join(folder).is_dir())
+        else {
             continue;
         };
         let mut graph = cycles::Crate::default();
@@ -372,6 +375,21 @@ fn modules_of_a_crate_import_each_other_one_way() {
         offenders,
         "move what both sides need into a module below them",
     );
+}
+
+#[test]
+fn every_library_has_its_public_items_documented() {
+    const LINTS: &str = "#![warn(missing_docs, clippy::missing_errors_doc)]";
+    let mut offenders = Vec::new();
+    for package in &metadata().packages {
+        let folder = package.manifest_path.parent().unwrap().as_std_path();
+        let folder = folder.strip_prefix(root()).unwrap();
+        let source = folder.join("src/lib.rs");
+        if folder.starts_with("libs") && !text(&source).unwrap().contains(LINTS) {
+            offenders.push(format!("{}: no {LINTS}", source.display()));
+        }
+    }
+    assert_none(offenders, "warnings are errors in `make check`");
 }
 
 #[test]
@@ -407,16 +425,32 @@ fn pure_crates_read_no_clock_and_iterate_in_order() {
 }
 
 /// Lines of code outside tests and comments, with line numbers. Tests are at the end of a file, or in a
-/// separate file.
+/// separate file, which the file that it belongs to declares anywhere.
 fn shipped_lines<'a>(path: &Path, source: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
     let is_test_file = path.components().any(|part| part.as_os_str() == "tests")
         || path.file_stem().is_some_and(|stem| stem == "tests");
-    source
-        .lines()
+    let lines = source.lines().zip(source.lines().skip(1).chain([""]));
+    let begins_tests = |line: &str, next: &str| {
+        line.starts_with("#[cfg(test)]") && !(next.starts_with("mod ") && next.ends_with(';'))
+    };
+    lines
         .enumerate()
-        .take_while(move |(_, line)| !is_test_file && !line.starts_with("#[cfg(test)]"))
+        .take_while(move |(_, (line, next))| !is_test_file && !begins_tests(line, next))
+        .map(|(index, (line, _))| (index + 1, line))
         .filter(|(_, line)| !line.trim_start().starts_with("//"))
-        .map(|(index, line)| (index + 1, line))
+}
+
+#[test]
+fn code_after_the_declaration_of_a_test_file_is_checked() {
+    let source = "#[cfg(test)]\nmod tests;\n\nfn shipped() {}\n\n#[cfg(test)]\nmod more {\n}\n";
+    let lines = shipped_lines(Path::new("a.rs"), source);
+    assert!(
+        lines
+            .map(|(_, line)| line)
+            .any(|line| line == "fn shipped() {}")
+    );
+    let lines = shipped_lines(Path::new("a.rs"), source);
+    assert_eq!(lines.last(), Some((5, "")));
 }
 
 #[test]

@@ -367,8 +367,8 @@ COMPARED = [
     ("W2 ours / nginx W2", "ours-w2", "nginx-w2", 1.05),
     ("W2 ours / nginx W1", "ours-w2", "nginx-w1", None),
     ("W2 ours / W1 ours", "ours-w2", "ours-w1", None),
-    ("W1 ours / beside", "ours-w1", "beside-w1", None),
-    ("W2 ours / beside", "ours-w2", "beside-w2", None),
+    ("W1 ours / beside", "ours-w1", "beside-w1", 1.05),
+    ("W2 ours / beside", "ours-w2", "beside-w2", 1.05),
 ]
 
 
@@ -385,9 +385,11 @@ def report(rounds):
         ratios = [r[a]["us_per_request"] / r[b]["us_per_request"] for r in rounds]
         low, high = bootstrap(ratios)
         middle = statistics.median(ratios)
-        verdict = "" if bar is None else f"  at most {bar:.2f}: {'holds' if middle <= bar else 'DOES NOT HOLD'}"
+        # Of another build it has to be shown that this one is slower.
+        checked = low if b.startswith("beside") else middle
+        verdict = "" if bar is None else f"  at most {bar:.2f}: {'holds' if checked <= bar else 'DOES NOT HOLD'}"
         lines.append(f"{title:<20} {middle:.3f}  [{low:.3f}, {high:.3f}]{verdict}")
-        summary[title] = {"median": middle, "low": low, "high": high, "bar": bar, "ratios": ratios}
+        summary[title] = {"median": middle, "low": low, "high": high, "checked": checked, "bar": bar, "ratios": ratios}
     return "\n".join(lines), summary
 
 
@@ -469,7 +471,7 @@ def main():
     table, summary = report(rounds) if rounds else ("", {})
     print(table)
     save(rounds, refused, summary, table, counted, lines, options)
-    missed = [title for title, s in summary.items() if s["bar"] and s["median"] > s["bar"]]
+    missed = [title for title, s in summary.items() if s["bar"] and s["checked"] > s["bar"]]
     return 1 if missed or not holds else 0
 
 

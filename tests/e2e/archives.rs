@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use reqwest::StatusCode;
 use serde_json::json;
@@ -61,4 +62,29 @@ async fn a_server_continues_and_verifies_after_its_log_was_archived() {
         said.contains("archive/1-") && said.contains("is missing"),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn a_running_server_archives_on_schedule_what_is_old_enough() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    penstock.deploy("iris", "blue", 1).await;
+    let events = penstock.get("/v1/events?after=0&limit=5").await["items"].clone();
+    penstock.stop().await;
+    // Every service has stored how far it has read.
+    let archiving = ["--archive-after", "0s", "--archive-min-events", "1"];
+    let penstock = Penstock::start_with(&folder, &archiving).await;
+    let archive = folder.path().join("archive");
+    let sealed = async {
+        while fs::read_dir(&archive).map_or(0, Iterator::count) == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), sealed)
+        .await
+        .unwrap();
+    let again = penstock.get("/v1/events?after=0&limit=5").await;
+    assert_eq!(again["items"], events);
+    penstock.verify().await;
+    penstock.stop().await;
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // tests fail by panicking
 
 mod decisions;
+mod folds;
 mod schedules;
 mod world;
 
@@ -162,6 +163,7 @@ fn run(seed: u64) -> u32 {
     world
         .planner
         .assert_snapshots_match_log(&world.log, &context);
+    folds::assert_independent_of_snapshots(&world.log.records, &mut world.rng, &context);
     world.autoscaler.resumed + world.planner.resumed
 }
 

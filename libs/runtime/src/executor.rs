@@ -7,12 +7,16 @@
 //! until the log has returned it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use contract::ids::Position;
 use contract::log::{NewEvent, Record, StreamName};
+use futures::FutureExt;
 use store::{Append, Commit, Fence};
 use tokio::task::JoinSet;
+
+use crate::parking::panic_message;
 
 /// A request to be executed.
 pub trait Request: Send + 'static {
@@ -61,9 +65,20 @@ impl<R: Request> Dispatched<R> {
     }
 }
 
+/// Why a request was not carried out.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExecutionError<E> {
+    /// The error that it returned.
+    #[error(transparent)]
+    Failed(E),
+    /// It panicked, with this message.
+    #[error("it panicked: {0}")]
+    Panicked(String),
+}
+
 /// Requests in progress, each in a task of its own.
 pub struct RunningRequests<R, E> {
-    tasks: JoinSet<(R, Result<(), E>)>,
+    tasks: JoinSet<(R, Result<(), ExecutionError<E>>)>,
 }
 
 impl<R: Send + 'static, E: Send + 'static> Default for RunningRequests<R, E> {
@@ -80,17 +95,23 @@ impl<R: Send + 'static, E: Send + 'static> RunningRequests<R, E> {
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
     {
-        let task = execute(&request);
-        self.tasks.spawn(async move { (request, task.await) });
+        let task = AssertUnwindSafe(execute(&request)).catch_unwind();
+        self.tasks.spawn(async move {
+            let result = match task.await {
+                Ok(result) => result.map_err(ExecutionError::Failed),
+                Err(panic) => Err(ExecutionError::Panicked(panic_message(panic.as_ref()))),
+            };
+            (request, result)
+        });
     }
 
     /// Returns the next finished request with its result; pends forever while there is none. Cancel
     /// safe.
-    pub async fn next(&mut self) -> (R, Result<(), E>) {
+    pub async fn next(&mut self) -> (R, Result<(), ExecutionError<E>>) {
         loop {
             match self.tasks.join_next().await {
                 Some(Ok(finished)) => return finished,
-                // The panic has been logged; the next comparison dispatches the request again.
+                // Only at shutdown: panics are results.
                 Some(Err(error)) => tracing::error!(%error, "a request task failed"),
                 None => return std::future::pending().await,
             }
@@ -219,17 +240,17 @@ mod tests {
     async fn a_finished_request_is_returned_with_its_result() {
         let mut running = RunningRequests::<TestRequest, &str>::default();
         running.begin(request("a", 1), |_| async { Err("failed") });
-        assert_eq!(running.next().await, (request("a", 1), Err("failed")));
+        let failed = Err(ExecutionError::Failed("failed"));
+        assert_eq!(running.next().await, (request("a", 1), failed));
     }
 
     #[tokio::test]
-    async fn a_panicking_request_does_not_affect_others() {
+    async fn a_request_that_panics_is_returned_too_so_that_it_can_be_repeated() {
         let mut running = RunningRequests::<TestRequest, &str>::default();
         running.begin(request("a", 1), |_| async { panic!("test") });
-        running.begin(request("b", 1), |_| async {
-            tokio::task::yield_now().await;
-            Ok(())
-        });
+        let panicked = Err(ExecutionError::Panicked("test".to_owned()));
+        assert_eq!(running.next().await, (request("a", 1), panicked));
+        running.begin(request("b", 1), |_| async { Ok(()) });
         assert_eq!(running.next().await, (request("b", 1), Ok(())));
     }
 }

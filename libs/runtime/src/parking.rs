@@ -102,7 +102,8 @@ pub fn catch_panic<T>(attempt: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(attempt)).map_err(|panic| panic_message(panic.as_ref()))
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> String {
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "panicked without a message".to_owned())
@@ -316,6 +317,7 @@ impl Parking {
     /// Forgets a bucket that belongs to another owner or is folded again; its rows stay.
     pub fn forget(&mut self, bucket: Bucket) {
         self.parked.retain(|key, _| key.bucket() != bucket);
+        self.skipped.retain(|_, of| *of != bucket);
         self.publish_status();
     }
 

@@ -27,14 +27,16 @@ struct AppliedPositions(Vec<Position>);
 
 impl<const VERSION: u32> Fold for Positions<VERSION> {
     type State = AppliedPositions;
-    type Effect = ();
+    /// How many events of the endpoint have been applied.
+    type Effect = usize;
 
     const VERSION: u32 = VERSION;
     const READS: &'static [StreamKind] = &[StreamKind::Endpoint, StreamKind::Instances];
 
-    fn apply(&self, _key: &EndpointKey, state: &mut AppliedPositions, record: &Record) {
+    fn apply(&self, _key: &EndpointKey, state: &mut AppliedPositions, record: &Record) -> usize {
         assert!(!matches!(record.event, Event::EndpointDeleted(_)), "poison");
         state.0.push(record.position);
+        state.0.len()
     }
 
     fn writes(&self, stream: &StreamName) -> bool {
@@ -48,6 +50,8 @@ struct TestConsumer<const VERSION: u32> {
     bus: Arc<ScriptedBus>,
     /// Positions that were applied, in order.
     applied: Vec<u64>,
+    /// By position.
+    effects: BTreeMap<u64, usize>,
     parked: Vec<EndpointKey>,
 }
 
@@ -69,6 +73,7 @@ impl<const VERSION: u32> TestConsumer<VERSION> {
             consumer: Consumer::open(config, Positions, deps, component),
             bus: bus.clone(),
             applied: Vec::new(),
+            effects: BTreeMap::new(),
             parked: Vec::new(),
         };
         bus.send(BusMessage::Assigned(Bucket::of_endpoints().collect()));
@@ -76,13 +81,16 @@ impl<const VERSION: u32> TestConsumer<VERSION> {
         test
     }
 
-    async fn step(&mut self) -> Step<()> {
+    async fn step(&mut self) -> Step<usize> {
         let step = self.consumer.next().await.unwrap();
         match &step {
             Step::Applied(applied) => {
-                let with_effect = applied.iter().filter(|one| one.effect.is_some());
+                let effects = applied
+                    .iter()
+                    .filter_map(|one| Some((one.record.position.0, one.effect?)));
                 self.applied
-                    .extend(with_effect.map(|one| one.record.position.0));
+                    .extend(effects.clone().map(|(position, _)| position));
+                self.effects.extend(effects);
             }
             Step::Parked(key) => self.parked.push(key.clone()),
             _ => {}
@@ -129,6 +137,20 @@ async fn skip_and_unpark(store: &Store, endpoint: &str, position: Position) {
         reason: "test".into(),
     });
     append_to(store, StreamKind::Parking, endpoint, unparked).await;
+}
+
+#[tokio::test]
+async fn a_released_bucket_leaves_nothing_behind_that_a_fresh_fold_would_not_know() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let position = poison(&store, "iris").await;
+    skip_and_unpark(&store, "iris", position).await;
+    let mut test = TestConsumer::<1>::start(&store, false).await;
+    let bucket = key("iris").bucket();
+    assert!(!test.consumer.parking().skipped_in(bucket).is_empty());
+    test.bus.send(BusMessage::Revoked(vec![bucket]));
+    while !matches!(test.step().await, Step::Released(_)) {}
+    assert!(test.consumer.parking().skipped_in(bucket).is_empty());
 }
 
 #[tokio::test]
@@ -310,6 +332,9 @@ proptest! {
             execute(&folder, "DELETE FROM snapshots").await;
             let fresh = TestConsumer::<1>::start(&store, false).await;
             assert_eq!(resumed.states(), fresh.states());
+            for (position, effect) in &resumed.effects {
+                assert_eq!(fresh.effects.get(position), Some(effect), "at {position}");
+            }
             for name in names {
                 let parked = |test: &TestConsumer<1>| test.consumer.parking().parked_at(&key(name));
                 assert_eq!(parked(&resumed), parked(&fresh));

@@ -6,6 +6,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bus::BusMessage;
@@ -415,10 +416,11 @@ async fn a_store_outage_is_reported_and_survived() {
     assert!(replica.evaluated.recv().await.is_some());
 }
 
-/// Writes two streams and a row for each endpoint with a request, and one event that belongs to no
-/// endpoint.
+/// Writes two streams and a row for each endpoint with a request, and as many events that belong to no
+/// endpoint as are wanted.
 struct Ledger {
-    has_written: bool,
+    wanted: Arc<AtomicUsize>,
+    applied: usize,
 }
 
 struct LedgerFold;
@@ -432,6 +434,7 @@ impl Fold for LedgerFold {
         StreamKind::Endpoint,
         StreamKind::Instances,
         StreamKind::Usage,
+        StreamKind::Access,
     ];
 
     fn apply(&self, key: &EndpointKey, state: &mut Counts, record: &Record) {
@@ -499,8 +502,12 @@ impl Reconciler for Ledger {
         }
     }
 
+    fn apply_global(&mut self, _record: &Record) {
+        self.applied += 1;
+    }
+
     fn evaluate_global(&mut self, _now: Timestamp) -> Outputs {
-        if std::mem::replace(&mut self.has_written, true) {
+        if self.applied >= self.wanted.load(Ordering::Relaxed) {
             return Outputs::default();
         }
         let revoked = Event::AccessRevoked(AccessRevoked { name: "x".into() });
@@ -513,6 +520,13 @@ impl Reconciler for Ledger {
 }
 
 async fn ledger(store: &Store) -> (Arc<ScriptedBus>, tokio_util::sync::DropGuard) {
+    ledger_that_wants(store, Arc::new(AtomicUsize::new(1))).await
+}
+
+async fn ledger_that_wants(
+    store: &Store,
+    wanted: Arc<AtomicUsize>,
+) -> (Arc<ScriptedBus>, tokio_util::sync::DropGuard) {
     let (bus, stop) = (ScriptedBus::new(), CancellationToken::new());
     let deps = Deps {
         store: store.clone(),
@@ -521,7 +535,8 @@ async fn ledger(store: &Store) -> (Arc<ScriptedBus>, tokio_util::sync::DropGuard
         ids: Arc::new(SystemIds::default()),
     };
     let component = Health::default().component("ledger");
-    let ledger = run(Ledger { has_written: false }, deps, component, stop.clone());
+    let ledger = Ledger { wanted, applied: 0 };
+    let ledger = run(ledger, deps, component, stop.clone());
     tokio::spawn(ledger);
     tokio::task::yield_now().await;
     (bus, stop.drop_guard())
@@ -567,4 +582,18 @@ async fn only_the_owner_of_bucket_0_writes_what_belongs_to_no_endpoint() {
     assert!(store.read_stream(&access, 0, 10).await.unwrap().is_empty());
     bus.send(BusMessage::Assigned(vec![Bucket(0)]));
     wait_for_events(&store, access, 1).await;
+}
+
+#[tokio::test]
+async fn what_belongs_to_no_endpoint_is_written_again_after_another_owner_took_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let wanted = Arc::new(AtomicUsize::new(1));
+    let (bus, _stop) = ledger_that_wants(&store, wanted.clone()).await;
+    bus.send(BusMessage::Assigned(vec![Bucket(0)]));
+    wait_for_events(&store, StreamName::access(), 1).await;
+    let fence = format!("ledger/{}", Bucket::GLOBAL);
+    store.acquire_fence(&fence).await.unwrap();
+    wanted.store(2, Ordering::Relaxed);
+    wait_for_events(&store, StreamName::access(), 2).await;
 }

@@ -307,3 +307,20 @@ async fn a_truncated_write_ahead_log_is_detected_by_recorded_heads() {
     let is_found = found.len() == 1 && found[0].starts_with("position 30, recorded as the head");
     assert!(is_found, "{found:?}");
 }
+
+#[tokio::test]
+async fn a_failure_keeps_the_error_that_caused_it() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let url = format!("sqlite:{}", folder.path().join("file/log.db").display());
+    let Err(refused) = Store::open(&url).await else {
+        panic!("a file is no folder");
+    };
+    let mut cause = std::error::Error::source(&refused);
+    while let Some(error) = cause
+        && !error.is::<std::io::Error>()
+    {
+        cause = error.source();
+    }
+    assert!(cause.is_some(), "{refused:?}");
+}

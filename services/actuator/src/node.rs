@@ -31,7 +31,7 @@ use contract::time::Span;
 use futures::future::join_all;
 use runtime::clock::Clock;
 use runtime::consumer::{Applied, Consumer, ConsumerConfig, ConsumerDeps, Ownership, Step};
-use runtime::executor::{RunningRequests, outcome_commit};
+use runtime::executor::{ExecutionError, RunningRequests, outcome_commit};
 use runtime::health::Component;
 use runtime::ids::Ids;
 use runtime::parking::catch_panic;
@@ -40,11 +40,13 @@ use store::{CommitError, Committed, Fence, Store, StoreError};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
-use fold::{NodeFold, PlacementChange};
+use fold::PlacementChange;
 use frames::Frames;
 use state::{BackendRequest, NodeState};
 
+pub use fold::NodeFold;
 pub use state::GONE_REASON;
 
 /// The consumer name under which nodes park endpoints.
@@ -61,6 +63,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Attempts to append the final events.
 const STOP_ATTEMPTS: u32 = 3;
+
+/// How long a node counts as running without a sign of life, as far as the log waits for it before it is
+/// archived.
+const LEASE_TTL: Duration = Duration::from_secs(60);
 
 /// Observations that may be queued for the agent.
 const OBSERVATIONS_MAX: usize = 4096;
@@ -107,14 +113,20 @@ pub async fn run(
     deps.component
         .waiting("acquiring the node's lease in the store");
     let lease = format!("node/{}", config.node);
-    let acquiring = retry_while_unavailable(&deps.component, || deps.store.acquire_fence(&lease));
+    // Each start of a node is the same holder, so it never waits for its predecessor.
+    let acquire = || deps.store.acquire_lease(&lease, &lease, LEASE_TTL);
+    let acquiring = retry_while_unavailable(&deps.component, acquire);
     let Some(fence) = shutdown.run_until_cancelled(acquiring).await else {
         return Ok(());
     };
-    let fence = fence?;
+    let Some(fence) = fence? else {
+        return Err(NodeError::TakenOver { node: config.node });
+    };
+    let _renewing =
+        AbortOnDropHandle::new(tokio::spawn(renew_lease(deps.store.clone(), fence.clone())));
     let consumer_config = ConsumerConfig {
         consumer: CONSUMER,
-        snapshots: lease,
+        snapshots: lease.clone(),
         ownership: Ownership::Exclusive(fence.clone()),
         waits_for_writes: false,
     };
@@ -155,7 +167,26 @@ pub async fn run(
         config,
         deps,
     };
-    agent.run(observations, shutdown).await
+    let (store, held) = (agent.deps.store.clone(), agent.fence.clone());
+    let ended = agent.run(observations, shutdown).await;
+    // If that fails, the lease expires.
+    let _ = store.release_lease(&held).await;
+    ended
+}
+
+/// Shows that the node runs, so that what it has yet to read is not archived.
+async fn renew_lease(store: Store, fence: Fence) {
+    let mut renewals = tokio::time::interval(LEASE_TTL / 4);
+    renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        renewals.tick().await;
+        match store.renew_lease(&fence, &fence.name, LEASE_TTL).await {
+            Ok(true) => {}
+            // Taken over: the agent notices at its next write.
+            Ok(false) | Err(StoreError::Closed) => return,
+            Err(error) => tracing::debug!(%error, "the node's lease is not renewed yet"),
+        }
+    }
 }
 
 /// A report from a backend.
@@ -382,9 +413,18 @@ impl Agent {
         });
     }
 
-    fn handle_result(&mut self, request: &BackendRequest, result: Result<(), BackendError>) {
-        let Err(error) = result else {
-            return;
+    fn handle_result(
+        &mut self,
+        request: &BackendRequest,
+        result: Result<(), ExecutionError<BackendError>>,
+    ) {
+        let error = match result {
+            Ok(()) => return,
+            Err(ExecutionError::Failed(error)) => error,
+            Err(panicked) => {
+                tracing::error!(instance = %request.id(), error = %panicked, "backend request failed");
+                return self.state.retry_later(request);
+            }
         };
         match (request, error) {
             (BackendRequest::Ensure { .. }, BackendError::CannotStart { detail, .. }) => {

@@ -7,12 +7,14 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actuator::node::{self, GONE_REASON, NodeConfig, NodeDeps, NodeError};
+use async_trait::async_trait;
 use backends::process::{ProcessBackend, ProcessConfig};
 use backends::simulated::SimulatedBackend;
-use backends::{Backend, ObservedInstance, ObservedPhase};
+use backends::{Backend, BackendError, ObservedInstance, ObservedPhase, ResourceSample, StartSpec};
 use bus::{Bus, LocalBus};
 use contract::events::{
     ConsumerUnparked, Empty, Event, InstanceEnded, InstanceRemovalRequested, InstanceRequested,
@@ -439,6 +441,78 @@ async fn a_disallowed_backend_fails_the_instance_which_can_still_be_removed() {
     );
     harness.request(removal("a-1")).await;
     assert_eq!(harness.next_event().await.type_name(), "instance.stopped");
+}
+
+#[tokio::test]
+async fn a_node_holds_its_lease_while_it_runs() {
+    let harness = Harness::new().await;
+    let agent = harness.agent(BackendKind::SIMULATED, simulated());
+    agent.ready().await;
+    let name = format!("node/{NODE}");
+    let other = || {
+        harness
+            .store
+            .acquire_lease(&name, "other", Duration::from_secs(1))
+    };
+    assert_eq!(other().await.unwrap(), None);
+    agent.stop().await.unwrap();
+    assert!(other().await.unwrap().is_some());
+}
+
+/// A backend whose first start panics.
+struct PanicsOnce {
+    backend: Arc<SimulatedBackend>,
+    has_panicked: AtomicBool,
+}
+
+#[async_trait]
+impl Backend for PanicsOnce {
+    async fn ensure(&self, start: StartSpec) -> Result<(), BackendError> {
+        assert!(self.has_panicked.swap(true, Ordering::Relaxed), "test");
+        self.backend.ensure(start).await
+    }
+
+    async fn remove(
+        &self,
+        id: &InstanceId,
+        generation: u64,
+        grace: Span,
+    ) -> Result<(), BackendError> {
+        self.backend.remove(id, generation, grace).await
+    }
+
+    async fn list(&self) -> Result<Vec<ObservedInstance>, BackendError> {
+        self.backend.list().await
+    }
+
+    fn watch(&self) -> mpsc::Receiver<ObservedInstance> {
+        self.backend.watch()
+    }
+
+    async fn resources(&self) -> Vec<ResourceSample> {
+        self.backend.resources().await
+    }
+
+    async fn release(&self) {
+        self.backend.release().await;
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_panicked_is_repeated() {
+    let mut harness = Harness::new().await;
+    let backend = Arc::new(PanicsOnce {
+        backend: simulated(),
+        has_panicked: AtomicBool::new(false),
+    });
+    let agent = harness.agent(BackendKind::SIMULATED, backend.clone());
+    agent.ready().await;
+    let mut changes = backend.watch();
+    harness
+        .request(requested("a-1", NODE, spec("simulated")))
+        .await;
+    assert_eq!(with_timeout(changes.recv()).await.unwrap().id, id("a-1"));
+    agent.stop().await.unwrap();
 }
 
 #[tokio::test]

@@ -22,7 +22,11 @@ pub struct Seal {
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     #[error("the seal key {path} cannot be used: {detail}; restore the right file")]
-    KeyFile { path: String, detail: String },
+    KeyFile {
+        path: String,
+        detail: String,
+        source: Option<std::io::Error>,
+    },
     /// Never repeats the given text unless it is clearly a reference: it may be the key itself.
     #[error("the seal key that --seal-key names cannot be used: {detail}")]
     Reference { detail: String },
@@ -33,22 +37,24 @@ pub enum SealError {
 impl Seal {
     /// Reads the key, or creates one on the first start.
     pub fn open(path: &Path, ids: &dyn Ids) -> Result<Self, SealError> {
-        let fail = |detail: String| SealError::KeyFile {
+        let fail = |detail: String, source| SealError::KeyFile {
             path: path.display().to_string(),
             detail,
+            source,
         };
+        let failed = |error: std::io::Error| fail(error.to_string(), Some(error));
         let key: [u8; 32] = match std::fs::read(path) {
             Ok(bytes) => {
                 let count = bytes.len();
-                let bad_length = |_| fail(format!("it has {count} bytes, but a key has 32"));
+                let bad_length = |_| fail(format!("it has {count} bytes, but a key has 32"), None);
                 bytes.try_into().map_err(bad_length)?
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let key = ids.secret();
-                write_private(path, &key).map_err(|error| fail(error.to_string()))?;
+                write_private(path, &key).map_err(failed)?;
                 key
             }
-            Err(error) => return Err(fail(error.to_string())),
+            Err(error) => return Err(failed(error)),
         };
         Ok(Self::from_key(&key))
     }

@@ -170,6 +170,12 @@ async fn traffic_needs_existing_deployments_and_prevents_their_deletion() {
         detail.contains("not copied to other deployments yet"),
         "{detail}"
     );
+    let mut document = endpoint("iris");
+    document["spec"]["traffic"] = json!({"blue": 100});
+    document["spec"]["mirror"] = json!({"green": 5});
+    let rejected = world.put("/v1/endpoints/iris", &document).await;
+    let rejected = rejected.expect(400).body();
+    assert_eq!(rejected["errors"][0]["pointer"], "/spec/mirror/green");
     let none = json!({"traffic": {"blue": 90, "green": 10}, "mirror": {"green": 0}});
     world.put(path, &none).await.expect(200);
     world

@@ -7,14 +7,16 @@ use domain::usage::{EndpointUsage, USAGE_VERSION};
 use runtime::consumer::Fold;
 use serde::{Deserialize, Serialize};
 
+/// The meter's state of one endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct MeterState {
+pub struct MeterState {
     pub usage: EndpointUsage,
     pub ready: ReadyCounts,
 }
 
-pub(crate) struct MeterFold;
+/// The fold of [`MeterState`].
+pub struct MeterFold;
 
 impl Fold for MeterFold {
     type State = MeterState;

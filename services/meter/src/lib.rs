@@ -23,6 +23,7 @@ mod ready;
 mod service;
 
 pub use config::Config;
+pub use fold::{MeterFold, MeterState};
 pub use history::{GapSpan, History, HistoryError, HistoryLocation, POINTS_MAX, Point, Query};
 pub use panes::Pane;
 pub use service::{Deps, Meter, MeterError};

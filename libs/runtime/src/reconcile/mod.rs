@@ -376,13 +376,14 @@ impl<R: Reconciler> Loop<R> {
                 CommitResult::Refused
             }
             Err(CommitError::Fenced { .. }) => {
+                self.evaluator.forget_pending(subject.bucket());
                 match subject {
-                    // Owned together with bucket 0, whose owner is fenced there.
-                    Subject::Global => self.global_fence = None,
-                    Subject::Endpoint(_) => {
-                        self.evaluator.forget_pending(subject.bucket());
-                        self.consumer.fenced(subject.bucket());
+                    // Owned, and reacquired, together with the bucket of its owner.
+                    Subject::Global => {
+                        self.global_fence = None;
+                        self.consumer.fenced(GLOBAL_OWNER);
                     }
+                    Subject::Endpoint(_) => self.consumer.fenced(subject.bucket()),
                 }
                 return Ok(());
             }

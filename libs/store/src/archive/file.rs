@@ -83,7 +83,7 @@ impl ArchiveFile {
         let invalid = |what: String| invalid(&path, archive, &what);
         let file = File::open(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => invalid("is missing".to_owned()),
-            _ => invalid(format!("cannot be opened ({error})")),
+            _ => invalid(format!("cannot be opened ({error})")).caused_by(error),
         })?;
         let contents = read_contents(&file, archive).map_err(invalid)?;
         Ok(Self {

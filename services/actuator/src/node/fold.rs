@@ -8,12 +8,13 @@ use domain::instances::Instances;
 use runtime::consumer::Fold;
 
 /// Folds the instances of one node.
-pub(super) struct NodeFold {
+pub struct NodeFold {
     node: String,
 }
 
 impl NodeFold {
-    pub(super) fn for_node(node: &str) -> Self {
+    /// The fold of the node with this id.
+    pub fn for_node(node: &str) -> Self {
         Self {
             node: node.to_owned(),
         }
@@ -22,7 +23,7 @@ impl NodeFold {
 
 /// How a record changes the instances of this node.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct PlacementChange {
+pub struct PlacementChange {
     /// The instance requested for the first time.
     pub(super) added: Option<InstanceId>,
     /// Instances that are no longer wanted.
@@ -55,6 +56,7 @@ impl Fold for NodeFold {
                 for id in &change.removed {
                     if let Some(instance) = state.instances.remove(id) {
                         state.starts.remove(&instance.deployment_uid);
+                        state.ready_revisions.remove(&instance.deployment_uid);
                     }
                 }
             }

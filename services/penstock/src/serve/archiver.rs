@@ -19,9 +19,6 @@ const INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How long to wait after a failure.
 const RETRY_AFTER: Duration = Duration::from_secs(600);
 
-/// Minimum number of events per file, so that a quiet installation does not get a file a day.
-pub const EVENTS_MIN: u64 = 10_000;
-
 pub struct Archiver {
     pub store: Store,
     pub clock: Arc<dyn Clock>,

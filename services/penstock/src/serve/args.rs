@@ -51,6 +51,14 @@ pub struct ServeArgs {
     /// time does it
     #[arg(long, value_name = "AGE", env = "PENSTOCK_ARCHIVE_AFTER")]
     pub archive_after: Option<Span>,
+    /// Fewer events than this are left in the store, so that a quiet installation does not get a file a day
+    #[arg(
+        long,
+        value_name = "EVENTS",
+        env = "PENSTOCK_ARCHIVE_MIN_EVENTS",
+        default_value_t = 10_000
+    )]
+    pub archive_min_events: u64,
     /// The bus between services: local (one process), or kafka://HOST:PORT[,…]/PREFIX
     #[arg(
         long,

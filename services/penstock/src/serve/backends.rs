@@ -107,9 +107,9 @@ async fn simulated(setup: &mut BackendSetup<'_>) -> anyhow::Result<Arc<dyn Backe
 mod tests {
     use super::*;
 
+    /// A backend without a name here may have neither.
     #[test]
-    fn every_backend_can_be_opened_and_has_rules_for_its_documents() {
-        let known: Vec<&BackendKind> = BackendKind::KNOWN.iter().collect();
+    fn every_named_backend_can_be_opened_and_has_rules_for_its_documents() {
         let opened: Vec<&BackendKind> = BACKENDS.iter().map(|entry| &entry.kind).collect();
         let with_rules: Vec<&BackendKind> =
             documents::BACKENDS.iter().map(|row| &row.kind).collect();
@@ -117,13 +117,9 @@ mod tests {
             ("serve::backends::BACKENDS", opened),
             ("documents::BACKENDS", with_rules),
         ] {
-            let missing: Vec<_> = known.iter().filter(|kind| !kinds.contains(kind)).collect();
+            let known = BackendKind::KNOWN.iter();
+            let missing: Vec<&BackendKind> = known.filter(|kind| !kinds.contains(kind)).collect();
             assert!(missing.is_empty(), "{place} lacks {missing:?}");
-            let unknown: Vec<_> = kinds.iter().filter(|kind| !known.contains(kind)).collect();
-            assert!(
-                unknown.is_empty(),
-                "BackendKind lacks {unknown:?} of {place}"
-            );
         }
     }
 }

@@ -22,7 +22,7 @@ use runtime::relay::{RELAY, RelayDeps};
 use store::ARCHIVE_LEASE;
 
 use super::admin::Admin;
-use super::archiver::{Archiver, EVENTS_MIN};
+use super::archiver::Archiver;
 use super::args::ServeArgs;
 use super::backends::{BACKENDS, BackendSetup};
 use super::context::ServerContext;
@@ -86,7 +86,7 @@ pub fn archiver(args: &ServeArgs, ctx: &ServerContext, group: &mut TaskGroup) {
         clock: ctx.clock.clone(),
         holder: ctx.ids.uid().to_string(),
         age,
-        events_min: EVENTS_MIN,
+        events_min: args.archive_min_events,
         component: ctx.health.component(ARCHIVE_LEASE),
     };
     group.spawn(archiver.run(group.stop.clone()));

@@ -252,7 +252,9 @@ mod tests {
         .unwrap();
         store.close().await;
         let history = format!("sqlite:{}", folder.path().join("history.db").display());
-        Store::open(&history).await.unwrap().close().await;
+        let of_history = Store::open(&history).await.unwrap();
+        of_history.acquire_fence("known").await.unwrap();
+        of_history.close().await;
         let to = tempfile::tempdir().unwrap();
         let backed_up = super::super::BackupArgs {
             to: to.path().join("monday.db"),
@@ -261,7 +263,10 @@ mod tests {
         };
         super::super::backup(&backed_up).await.unwrap();
         drop(folder);
-        assert!(to.path().join("monday.history.db").exists());
+        let copied = to.path().join("monday.history.db");
+        let copied = Store::open(&format!("sqlite:{}", copied.display())).await;
+        let fence = copied.unwrap().acquire_fence("known").await.unwrap();
+        assert_eq!(fence.generation, 2, "the content was copied");
         let url = format!("sqlite:{}", to.path().join("monday.db").display());
         let copied = Store::open(&url).await.unwrap();
         let events = copied.read_raw(Position::START, 10).await.unwrap();

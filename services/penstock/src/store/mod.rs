@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use contract::ids::{Bucket, Position};
 use contract::time::Span;
+use meter::HistoryLocation;
 use serde::Serialize;
 use store::{LogHash, Store};
 
@@ -85,11 +86,17 @@ impl StoreSelector {
         open_with_archives(&self.url(), self.archive.as_deref()).await
     }
 
-    /// The chart history next to a store in a file, if there is one.
-    fn history(&self) -> Option<PathBuf> {
+    /// Where `serve` with the same arguments keeps the chart history; in a file next to the store if there
+    /// is one, as with the data folder of another installation.
+    fn history(&self) -> HistoryLocation {
         let url = self.url();
-        let history = Path::new(url.strip_prefix("sqlite:")?).with_file_name("history.db");
-        history.exists().then_some(history)
+        let beside = url
+            .strip_prefix("sqlite:")
+            .map(|path| Path::new(path).with_file_name("history.db"));
+        match beside.filter(|file| file.exists()) {
+            Some(file) => HistoryLocation::File(file),
+            None => HistoryLocation::for_store(&url, &self.data),
+        }
     }
 
     fn url(&self) -> String {
@@ -177,7 +184,8 @@ struct ArchivesArgs {
 
 The file is a complete store (sqlite:FILE). Archives are included: for a store in a file they are copied
 to the folder `archive` next to the backup, which the backups of one store share. The chart history, if
-there is one, is copied to FILE with the extension history.db.")]
+it is in a file, is copied to FILE with the extension history.db; with PostgreSQL it is in the database, and
+the command says how to dump it.")]
 struct BackupArgs {
     /// A file that does not exist yet
     #[arg(value_name = "TO-FILE")]
@@ -520,10 +528,16 @@ async fn backup(args: &BackupArgs) -> Result<(), CliError> {
     store.close().await;
     let hash = done.map_err(failed)?;
     let mut text = format!("{}: {}", args.to.display(), describe_hash(&hash));
-    if let Some(history) = args.selector.history() {
-        let to = args.to.with_extension("history.db");
-        store::backup_file(&history, &to).await.map_err(failed)?;
-        text.push_str(&format!("\n{}: the chart history", to.display()));
+    match args.selector.history() {
+        HistoryLocation::File(history) if history.exists() => {
+            let to = args.to.with_extension("history.db");
+            store::backup_file(&history, &to).await.map_err(failed)?;
+            text.push_str(&format!("\n{}: the chart history", to.display()));
+        }
+        HistoryLocation::File(_) => {}
+        HistoryLocation::Database(_) => text.push_str(
+            "\nnot included: the chart history, in the tables history_* of the database; dump them with `pg_dump -t 'history_*'`",
+        ),
     }
     args.output.print(&text, &hash)
 }

@@ -355,7 +355,10 @@ fn modules_of_a_crate_import_each_other_one_way() {
         let folder = package.manifest_path.parent().unwrap().as_std_path();
         let folder = folder.strip_prefix(root()).unwrap().join("src");
         // The crate of these tests has none.
-        let Some(folder) = folder.to_str().filter(|folder| root().join(folder).is_dir()) else {
+        let Some(folder) = folder
+            .to_str()
+            .filter(|folder| root().join(folder).is_dir())
+        else {
             continue;
         };
         let mut graph = cycles::Crate::default();

@@ -119,7 +119,7 @@ impl Harness {
                 tokio::spawn(async move { control.serve(stop).await.unwrap() })
             }
             "autoscaler" => tokio::spawn(async move {
-                let run = autoscaler::run(deps, ZoneData::bundled(), &metrics, &health, stop);
+                let run = autoscaler::run(deps, ZoneData::bundled(), None, &metrics, &health, stop);
                 run.await.unwrap();
             }),
             "actuator" => tokio::spawn(async move {

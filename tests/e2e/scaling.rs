@@ -279,3 +279,68 @@ async fn a_deployment_that_never_starts_keeps_its_count_and_explain_says_why() {
     );
     penstock.verify().await;
 }
+
+/// The seconds with requests that are in the history.
+async fn recorded_seconds(penstock: &Penstock) -> u64 {
+    let history = penstock.get("/v1/history?endpoint=iris&step=1s").await;
+    let points = history["items"].as_array().unwrap().iter();
+    let is_recorded = |point: &&Value| {
+        point["requests"].as_u64() > Some(0) && point["coveredSeconds"].as_u64() == Some(1)
+    };
+    points.filter(is_recorded).count() as u64
+}
+
+/// Resumes scale-out, and returns the first decision that changes the count.
+async fn first_scale_out(penstock: &Penstock) -> Value {
+    let direction = json!({"scaleOut": true});
+    penstock
+        .post("/v1/autoscale/iris/blue/resume", &direction)
+        .await;
+    eventually("a scale-out", || async {
+        let decision = newest_decision(penstock).await;
+        (decision["granted"].as_u64() > decision["from"].as_u64()).then_some(decision)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_crash_the_first_decision_rests_on_what_was_measured_before() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    penstock.deploy("iris", "blue", 1).await;
+    let rule = |window: &str| {
+        autoscale(json!([{
+            "name": "default", "capacity": {"min": 1, "max": 3, "default": 1},
+            "rules": [{
+                "name": "busy", "metric": {"name": "requests_per_second", "window": window}, "when": "> 0.1",
+                "scale": {"direction": "out", "by": 1}
+            }, {
+                "name": "burning", "metric": {"name": "cpu_utilization", "window": window}, "when": "> 1000",
+                "scale": {"direction": "out", "by": 1}
+            }]
+        }]))
+    };
+    let direction = json!({"scaleOut": true});
+    penstock.put("/v1/autoscale/iris/blue", &rule("60s")).await;
+    penstock
+        .post("/v1/autoscale/iris/blue/pause", &direction)
+        .await;
+    let load = Load::start(&penstock, "iris", 1).await;
+    let recorded = eventually("some seconds in the history", || async {
+        Some(recorded_seconds(&penstock).await).filter(|seconds| *seconds >= 10)
+    })
+    .await;
+    drop(load);
+    penstock.kill().await;
+    let penstock = Penstock::start(&folder).await;
+    let decision = first_scale_out(&penstock).await;
+    for metric in ["requests_per_second", "cpu_utilization"] {
+        let signal = &decision["inputs"]["signals"][format!("{metric}/60s/average")];
+        let covered = signal["secondsCovered"].as_u64();
+        assert!(covered >= Some(recorded), "{recorded} {decision:#}");
+    }
+    assert_eq!(decision["decidedBy"], "busy", "{decision:#}");
+    let cpu = &decision["inputs"]["signals"]["cpu_utilization/60s/average"];
+    assert!(cpu["instances"].as_f64() > Some(0.0), "{decision:#}");
+    penstock.verify().await;
+}

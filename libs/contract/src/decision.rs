@@ -306,8 +306,9 @@ pub struct Signal {
     pub seconds_wanted: u32,
     /// Whether a source was missing in some second: good enough to scale out, not to scale in.
     pub partial: bool,
-    /// Whether the window begins before the measurements do (after a start, a takeover or a new policy).
-    /// The rule is unknown then, without falling back to the default count.
+    /// Whether the window begins before the measurements do (after a start, a takeover or a new policy):
+    /// good enough to scale out, not to scale in. Without a value there is no falling back to the default
+    /// count.
     #[serde(default)]
     pub warming: bool,
     /// Requests that were refused for lack of capacity in the window, or in the last two minutes if it is
@@ -328,6 +329,17 @@ pub struct Signal {
     /// Requests that the model answered in the window, as evidence; absent for metrics of instances.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered: Option<u64>,
+    /// When the window is complete, if nothing is lacking from now on; absent if it is, and in decisions of
+    /// older releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete_at: Option<Timestamp>,
+}
+
+impl Signal {
+    /// Whether part of the window was not measured, or not as it is now.
+    pub fn is_incomplete(&self) -> bool {
+        self.partial || self.warming || self.outdated || self.seconds_covered < self.seconds_wanted
+    }
 }
 
 /// Why a metric could not be measured although its sources reported.

@@ -11,6 +11,7 @@ use contract::events::Event;
 use contract::ids::{EndpointKey, Position};
 use contract::log::{Actor, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
+use domain::autoscale::{RULE_METRICS_VERSION, RuleMetrics};
 use domain::fold::{EndpointFold, FOLD_VERSION};
 use domain::instances::Instances;
 use domain::instances::ready::{READY_VERSION, ReadyCounts};
@@ -97,6 +98,13 @@ fn the_fold_of_an_endpoint_matches_its_golden_file() {
     let mut state = EndpointFold::default();
     log().iter().for_each(|record| state.apply(record));
     compare("fold", FOLD_VERSION, &state);
+}
+
+#[test]
+fn the_metrics_that_rules_read_match_their_golden_file() {
+    let mut state = RuleMetrics::default();
+    log().iter().for_each(|record| state.apply(record));
+    compare("rule-metrics", RULE_METRICS_VERSION, &state);
 }
 
 #[test]

@@ -14,11 +14,11 @@ use contract::events::{
     AccessRevoked, ConsumerUnparked, Empty, Event, EventSkipped, InstanceRemovalRequested,
     LeaveReason, MemberLeft, RemovalReason,
 };
-use contract::frame::{Source, SourceKind};
+use contract::frame::{Frame, Source, SourceKind};
 use contract::ids::{Bucket, EndpointKey, InstanceId, Position};
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
-use runtime::clock::SystemClock;
+use runtime::clock::{Clock, SystemClock};
 use runtime::consumer::Fold;
 use runtime::health::Health;
 use runtime::ids::{Ids, SystemIds};
@@ -29,10 +29,13 @@ use store::{Append, Commit, Store};
 use support::{ScriptedBus, append_to, execute, key, open};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// Answers each request event once. Panics on an endpoint's deletion.
 struct Echo {
     evaluated: mpsc::UnboundedSender<EndpointKey>,
+    /// The buckets and starts of frames.
+    observed: mpsc::UnboundedSender<(Bucket, Timestamp)>,
     forgotten: mpsc::UnboundedSender<Bucket>,
 }
 
@@ -75,6 +78,7 @@ impl Reconciler for Echo {
     const SERVICE: &'static str = "echo";
     const STREAM: StreamKind = StreamKind::Instances;
     const TICK: Duration = Duration::from_millis(20);
+    const FRAMES_AGAIN: Span = Span::from_secs(45);
 
     fn fold(&self) -> EchoFold {
         EchoFold
@@ -104,6 +108,12 @@ impl Reconciler for Echo {
         Outputs::to(StreamName::of(Self::STREAM, key), events)
     }
 
+    fn observe(&mut self, frame: &Frame, _now: Timestamp) -> bool {
+        // The test may not listen.
+        let _ = self.observed.send((frame.bucket, frame.start));
+        false
+    }
+
     fn due(&mut self, _now: Timestamp) -> BTreeSet<Bucket> {
         BTreeSet::new()
     }
@@ -117,6 +127,7 @@ struct Replica {
     bus: Arc<ScriptedBus>,
     health: Health,
     evaluated: mpsc::UnboundedReceiver<EndpointKey>,
+    observed: mpsc::UnboundedReceiver<(Bucket, Timestamp)>,
     forgotten: mpsc::UnboundedReceiver<Bucket>,
     _stop: tokio_util::sync::DropGuard,
 }
@@ -128,6 +139,7 @@ fn replica(store: &Store) -> Replica {
         CancellationToken::new(),
     );
     let (evaluated, evaluated_rx) = mpsc::unbounded_channel();
+    let (observed, observed_rx) = mpsc::unbounded_channel();
     let (forgotten, forgotten_rx) = mpsc::unbounded_channel();
     let deps = Deps {
         store: store.clone(),
@@ -137,6 +149,7 @@ fn replica(store: &Store) -> Replica {
     };
     let echo = Echo {
         evaluated,
+        observed,
         forgotten,
     };
     let run = run(echo, deps, health.component("echo"), stop.clone());
@@ -145,6 +158,7 @@ fn replica(store: &Store) -> Replica {
         bus,
         health,
         evaluated: evaluated_rx,
+        observed: observed_rx,
         forgotten: forgotten_rx,
         _stop: stop.drop_guard(),
     }
@@ -161,6 +175,48 @@ impl Replica {
     fn revoke(&self, endpoint: &str) {
         let bucket = key(endpoint).bucket();
         self.bus.send(BusMessage::Revoked(vec![bucket]));
+    }
+}
+
+/// A frame that was sent so long ago.
+fn frame(bucket: Bucket, seconds_ago: u64) -> Arc<Frame> {
+    let now = SystemClock.now();
+    Arc::new(Frame {
+        source: Source {
+            kind: SourceKind::GATEWAY,
+            id: "g".into(),
+        },
+        boot: Uuid::nil(),
+        sequence: 0,
+        bucket,
+        start: Timestamp::from_millis(now.millis() - 1000 * seconds_ago as i64),
+        length_us: 1_000_000,
+        routes: Default::default(),
+        members: Default::default(),
+        hello: None,
+        goodbye: false,
+        deployments: Vec::new(),
+    })
+}
+
+#[tokio::test]
+async fn the_last_frames_of_an_acquired_bucket_are_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let mut replica = replica(&store);
+    let bucket = key("iris").bucket();
+    let other = Bucket((bucket.0 + 1) % 64);
+    let kept = [
+        frame(bucket, 60),
+        frame(bucket, 30),
+        frame(other, 20),
+        frame(bucket, 10),
+    ];
+    *replica.bus.kept_frames.lock().unwrap() = kept.to_vec();
+    replica.assign(&["iris"]).await;
+    for expected in [&kept[1], &kept[3]] {
+        let observed = replica.observed.recv().await.unwrap();
+        assert_eq!(observed, (bucket, expected.start));
     }
 }
 

@@ -1,12 +1,16 @@
 //! The autoscaler: decides how many instances each deployment should have.
 //!
-//! Inputs: the log (documents, pins, instance events) and frames of measurements. Output: decisions in
+//! Inputs: the log (documents, pins, instance events), frames of measurements, and for windows that begin
+//! before this process did, what others have recorded of them. Output: decisions in
 //! the streams `scaling/…`, one whenever something changes, each with all of its inputs. Invariants: only
 //! the engine (`domain::autoscale`) decides; the effects of an uncommitted decision are not carried over;
 //! at most one decision per second for each deployment.
 
 mod metrics;
+mod refill;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,8 +31,10 @@ use store::StoreError;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::DecisionMetrics;
+pub use crate::refill::{PastError, PastRequest, PastSource};
+use crate::refill::{Refill, Refills};
 pub use crate::state::{AutoscalerFold, EndpointState};
-use crate::state::{Evaluations, Settings};
+use crate::state::{Evaluations, Settings, Shared};
 
 /// Schedules, cooldowns and missing data need evaluations even if no second closes.
 const EVALUATE_EVERY: Span = Span::from_secs(1);
@@ -44,6 +50,8 @@ pub struct Autoscaler {
     pending_decisions: BTreeMap<EndpointKey, Timestamp>,
     evaluated_all_at: Timestamp,
     settings: Settings,
+    /// Has earlier measurements; without it, windows begin with this process.
+    refills: Option<Refills>,
     observer: Option<DecisionObserver>,
 }
 
@@ -56,6 +64,7 @@ struct DecisionObserver {
 pub async fn run(
     deps: Deps,
     zones: ZoneData,
+    past: Option<Arc<dyn PastSource>>,
     metrics: &Metrics,
     health: &Health,
     shutdown: CancellationToken,
@@ -66,6 +75,7 @@ pub async fn run(
     };
     let autoscaler = Autoscaler {
         settings: Settings { zones },
+        refills: past.map(Refills::start),
         observer: Some(observer),
         ..Autoscaler::default()
     };
@@ -78,6 +88,27 @@ impl Autoscaler {
             .entry(bucket)
             .or_insert_with(|| Measures::new(now))
     }
+
+    /// Uses what has been read, and returns the buckets whose windows have changed.
+    fn refill(&mut self, now: Timestamp) -> BTreeSet<Bucket> {
+        let mut changed = BTreeSet::new();
+        let Some(refills) = &mut self.refills else {
+            return changed;
+        };
+        while let Some(Refill { request, past }) = refills.next() {
+            let bucket = request.endpoint.bucket();
+            let evaluations = self.evaluations.get_mut(&request.endpoint);
+            // Of an earlier ownership, or deleted meanwhile.
+            if !evaluations.is_some_and(|evaluations| evaluations.refilled(request.uid)) {
+                continue;
+            }
+            if let (Some(measures), Some(past)) = (self.measures.get_mut(&bucket), past) {
+                measures.refill(request.uid, &past, now);
+            }
+            changed.insert(bucket);
+        }
+        changed
+    }
 }
 
 impl Reconciler for Autoscaler {
@@ -87,6 +118,8 @@ impl Reconciler for Autoscaler {
     const STREAM: StreamKind = StreamKind::Scaling;
     /// Bounds how late a second with a missing member is closed.
     const TICK: Duration = Duration::from_millis(20);
+    /// The history lags by the seconds since its last save, and a takeover takes some more.
+    const FRAMES_AGAIN: Span = Span::from_secs(45);
 
     fn fold(&self) -> AutoscalerFold {
         AutoscalerFold
@@ -112,6 +145,7 @@ impl Reconciler for Autoscaler {
 
     fn due(&mut self, now: Timestamp) -> BTreeSet<Bucket> {
         self.closed_seconds.clear();
+        let refilled = self.refill(now);
         if now.since(self.evaluated_all_at) >= EVALUATE_EVERY || now < self.evaluated_all_at {
             self.evaluated_all_at = now;
             self.measures.values_mut().for_each(|measures| {
@@ -126,14 +160,19 @@ impl Reconciler for Autoscaler {
                 .any(|second| second.kind == SourceKind::GATEWAY)
                 .then_some(*bucket)
         };
-        self.measures.iter_mut().filter_map(closed).collect()
+        let closed = self.measures.iter_mut().filter_map(closed);
+        closed.chain(refilled).collect()
     }
 
     fn evaluate(&mut self, key: &EndpointKey, state: &EndpointState, now: Timestamp) -> Outputs {
         let measures = self.measures.entry(key.bucket());
         let measures = measures.or_insert_with(|| Measures::new(now));
         let evaluations = self.evaluations.entry(key.clone()).or_default();
-        let decisions = evaluations.evaluate(&key.endpoint(), state, measures, &self.settings, now);
+        let shared = Shared {
+            settings: &self.settings,
+            refills: self.refills.as_ref(),
+        };
+        let decisions = evaluations.evaluate(key, state, measures, &shared, now);
         match self.closed_seconds.get(&key.bucket()) {
             Some(closed_at) if !decisions.is_empty() => {
                 self.pending_decisions.insert(key.clone(), *closed_at);

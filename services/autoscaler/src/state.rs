@@ -21,6 +21,8 @@ use domain::zones::ZoneData;
 use runtime::consumer::Fold;
 use serde::{Deserialize, Serialize};
 
+use crate::refill::{PastRequest, Refills};
+
 /// Decisions on one deployment are at least this far apart.
 const WRITE_EVERY: Span = Span::from_secs(1);
 
@@ -33,6 +35,17 @@ const TOGETHER: Span = Span::from_secs(60);
 pub struct Settings {
     pub zones: ZoneData,
 }
+
+/// What all evaluations of this process share.
+pub(crate) struct Shared<'a> {
+    pub settings: &'a Settings,
+    /// Where to ask for earlier measurements.
+    pub refills: Option<&'a Refills>,
+}
+
+/// Evaluation of a deployment waits at most this long for earlier measurements: a window that has only just
+/// begun to be measured may scale out on a single second.
+const REFILL_WAIT: Span = Span::from_secs(2);
 
 /// The part of an endpoint's state in the log that evaluations depend on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -116,6 +129,18 @@ struct DeploymentEvaluation {
     uncommitted: Option<(Decision, CarriedState)>,
     written_at: Option<Timestamp>,
     repeats: Repeats,
+    refill: RefillState,
+}
+
+/// Whether the windows of a policy lack earlier measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RefillState {
+    /// They lack nothing that can be read.
+    Done,
+    /// They lack what was measured from this time on.
+    Wanted(Timestamp),
+    /// It was asked for at this time.
+    Asked(Timestamp),
 }
 
 struct CompiledPolicy {
@@ -162,6 +187,15 @@ impl Evaluations {
         }
     }
 
+    /// Handles that a deployment's earlier measurements have been read; returns whether it waits for them.
+    pub fn refilled(&mut self, uid: Uid) -> bool {
+        let evaluation_state = self.deployments.get_mut(&uid);
+        evaluation_state.is_some_and(|evaluation_state| {
+            let refill = std::mem::replace(&mut evaluation_state.refill, RefillState::Done);
+            matches!(refill, RefillState::Asked(_))
+        })
+    }
+
     /// Removes deployments that no longer exist and returns them.
     fn remove_deleted(&mut self, fold: &EndpointFold) -> Vec<Uid> {
         let deleted = |uid: &&Uid| !fold.has(**uid);
@@ -175,10 +209,10 @@ impl Evaluations {
     /// Evaluates all deployments and returns the decisions to commit.
     pub fn evaluate(
         &mut self,
-        name: &Name,
+        key: &EndpointKey,
         state: &EndpointState,
         measures: &mut Measures,
-        settings: &Settings,
+        shared: &Shared<'_>,
         now: Timestamp,
     ) -> Vec<Decision> {
         for uid in self.remove_deleted(&state.fold) {
@@ -211,11 +245,14 @@ impl Evaluations {
                 failed_starts: available::failed_starts(deployment, &state.fold.instances),
                 starts_at_default: starts_at_default(deployment, &state.fold),
                 options,
-                zones: &settings.zones,
+                zones: &shared.settings.zones,
+                key,
+                name: deployment_name,
+                refills: shared.refills,
                 now,
             };
             let of = || DeploymentRef {
-                endpoint: name.clone(),
+                endpoint: key.endpoint(),
                 deployment: deployment_name.clone(),
             };
             decisions.extend(evaluation_state.evaluate(&inputs, measures, of));
@@ -233,6 +270,9 @@ struct EvaluationInputs<'a> {
     starts_at_default: bool,
     options: SignalOptions,
     zones: &'a ZoneData,
+    key: &'a EndpointKey,
+    name: &'a Name,
+    refills: Option<&'a Refills>,
     now: Timestamp,
 }
 
@@ -258,6 +298,7 @@ impl DeploymentEvaluation {
             uncommitted: None,
             written_at: None,
             repeats: Repeats::default(),
+            refill: RefillState::Done,
         }
     }
 
@@ -270,6 +311,9 @@ impl DeploymentEvaluation {
     ) -> Option<Decision> {
         let (deployment, now) = (inputs.deployment, inputs.now);
         self.compile(deployment, measures, inputs.zones, now);
+        if self.waits_for_refill(inputs) {
+            return None;
+        }
         if self
             .written_at
             .is_some_and(|at| now.since(at) < WRITE_EVERY)
@@ -316,6 +360,27 @@ impl DeploymentEvaluation {
         Some(decision)
     }
 
+    /// Asks for earlier measurements that are lacking, and returns whether to wait for them.
+    fn waits_for_refill(&mut self, inputs: &EvaluationInputs<'_>) -> bool {
+        let (now, deployment) = (inputs.now, inputs.deployment);
+        let Some(refills) = inputs.refills else {
+            return false;
+        };
+        if let RefillState::Wanted(from) = self.refill {
+            let request = PastRequest {
+                endpoint: inputs.key.clone(),
+                deployment: inputs.name.clone(),
+                uid: deployment.uid,
+                created_at: deployment.created_at,
+                from,
+            };
+            if refills.ask(request) {
+                self.refill = RefillState::Asked(now);
+            }
+        }
+        matches!(self.refill, RefillState::Asked(at) if now.since(at) < REFILL_WAIT)
+    }
+
     fn compile(
         &mut self,
         deployment: &Deployment,
@@ -326,6 +391,7 @@ impl DeploymentEvaluation {
         let Some(autoscale) = &deployment.autoscale else {
             self.compiled = None;
             self.selection = None;
+            self.refill = RefillState::Done;
             return;
         };
         if self
@@ -344,6 +410,8 @@ impl DeploymentEvaluation {
             measures.watch(deployment.uid, policy.signals(), now);
             let period = policy.spec().initialization_period;
             measures.set_initialization_period(deployment.uid, period, now);
+            let lacks_since = measures.lacks_since(deployment.uid, policy.signals(), now);
+            self.refill = lacks_since.map_or(RefillState::Done, RefillState::Wanted);
         }
         self.compiled = Some(CompiledPolicy {
             revision: autoscale.revision,

@@ -1,7 +1,9 @@
-//! The meter's fold of an endpoint: the usage already counted, and how many instances are ready.
+//! The meter's fold of an endpoint: the usage already counted, how many instances are ready, and which metrics
+//! rules read.
 
 use contract::ids::{EndpointKey, Name};
 use contract::log::{Record, StreamKind, StreamName};
+use domain::autoscale::{RULE_METRICS_VERSION, RuleMetrics};
 use domain::instances::ready::{READY_VERSION, ReadyCounts};
 use domain::usage::{EndpointUsage, USAGE_VERSION};
 use runtime::consumer::Fold;
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 pub struct MeterState {
     pub usage: EndpointUsage,
     pub ready: ReadyCounts,
+    #[serde(default)]
+    pub rules: RuleMetrics,
 }
 
 /// The fold of [`MeterState`].
@@ -23,7 +27,7 @@ impl Fold for MeterFold {
     /// Deployments whose number of ready instances changes with this record.
     type Effect = Vec<(Name, u32)>;
 
-    const VERSION: u32 = USAGE_VERSION * 1000 + READY_VERSION;
+    const VERSION: u32 = (USAGE_VERSION * 1000 + READY_VERSION) * 1000 + RULE_METRICS_VERSION;
     const READS: &'static [StreamKind] = &[
         StreamKind::Endpoint,
         StreamKind::Instances,
@@ -33,6 +37,7 @@ impl Fold for MeterFold {
 
     fn apply(&self, _key: &EndpointKey, state: &mut MeterState, record: &Record) -> Self::Effect {
         state.usage.apply(record);
+        state.rules.apply(record);
         state.ready.apply(record)
     }
 

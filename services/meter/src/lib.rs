@@ -2,7 +2,9 @@
 //!
 //! Inputs: frames of measurements from the bus, and the log (existing endpoints, ready instances, usage
 //! already counted). Outputs: `usage.closed`, `usage.corrected` and `usage.gap` in the streams `usage/…`,
-//! the basis of costs and reports, and a history of one-second panes for charts and backtests.
+//! the basis of costs and reports, and a history of one-second panes for charts, backtests and the windows of
+//! rules, with what rules need besides: which seconds were measured, and the instances of deployments whose
+//! rules read them.
 //!
 //! A minute with requests is in the log seconds after its end. An idle deployment gets one event per hour,
 //! or when its next request comes: until then its usage is only in the saved state, from which the next
@@ -14,6 +16,7 @@
 //! bus keeps no frames it is lost: at most one hour, of idle deployments.
 
 mod config;
+mod coverage;
 mod fold;
 mod history;
 mod metrics;
@@ -24,6 +27,8 @@ mod service;
 
 pub use config::Config;
 pub use fold::{MeterFold, MeterState};
-pub use history::{GapSpan, History, HistoryError, HistoryLocation, POINTS_MAX, Point, Query};
+pub use history::{
+    GapSpan, History, HistoryError, HistoryLocation, POINTS_MAX, PastQuery, Point, Query,
+};
 pub use panes::Pane;
 pub use service::{Deps, Meter, MeterError};

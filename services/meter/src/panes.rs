@@ -1,18 +1,18 @@
 //! One-second panes that are not saved yet, and the seconds that every gateway has reported.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use contract::frame::{DeploymentFrame, Frame, Outcomes, Role, Source, SourceKind};
+use contract::frame::{DeploymentFrame, Frame, Outcomes, Role, SourceKind};
 use contract::histogram::Histogram;
 use contract::ids::{Bucket, EndpointKey, Name};
 use contract::time::{Span, Timestamp};
+use domain::measure::{InstanceReport, METRICS};
 use serde::{Deserialize, Serialize};
+
+use crate::coverage::{Coverage, Measured};
 
 /// How long a second waits for slow gateways before its coverage is decided.
 const SETTLE_AFTER: Span = Span::from_secs(3);
-
-/// A gateway that is silent for this long is no longer expected to report.
-const SILENT_SECONDS_MAX: i64 = 60;
 
 /// The measurements of one deployment in one second.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,16 @@ pub struct Pane {
     pub queued_us: u64,
     pub queued_max: u32,
     pub latency: Histogram,
+    /// Age of the oldest request that had not ended, in microseconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub oldest_in_flight_us: u64,
+    /// The oldest definitions that it was measured by; `None` in panes of releases that did not save them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definitions: Option<u32>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Pane {
@@ -48,6 +58,18 @@ impl Pane {
         self.in_flight_us += other.in_flight_us;
         self.queued_us += other.queued_us;
         self.latency.merge(&other.latency);
+        self.oldest_in_flight_us = self.oldest_in_flight_us.max(other.oldest_in_flight_us);
+        let definitions = [self.definitions, other.definitions];
+        self.definitions = definitions.into_iter().flatten().min();
+    }
+
+    /// Whether there was nothing to measure.
+    fn is_empty(&self) -> bool {
+        let empty = Self {
+            definitions: self.definitions,
+            ..Self::default()
+        };
+        *self == empty
     }
 }
 
@@ -61,6 +83,8 @@ impl From<&DeploymentFrame> for Pane {
             queued_us: frame.queued_us,
             queued_max: frame.queued_max,
             latency: frame.latency.clone(),
+            oldest_in_flight_us: frame.oldest_in_flight_us,
+            definitions: Some(frame.definitions),
         }
     }
 }
@@ -77,25 +101,64 @@ pub(crate) struct PaneKey {
 /// Half-open ranges of seconds.
 pub(crate) type Spans = Vec<(i64, i64)>;
 
+/// The instances of a deployment over some seconds, for windows of rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InstanceChunk {
+    pub endpoint: EndpointKey,
+    pub deployment: Name,
+    /// The first second.
+    pub start: i64,
+    /// The second after the last one; those without an entry had no instance.
+    pub end: i64,
+    pub seconds: BTreeMap<i64, Vec<InstanceReport>>,
+}
+
 #[derive(Default)]
 pub(crate) struct Panes {
     panes: BTreeMap<PaneKey, Pane>,
-    buckets: BTreeMap<Bucket, Coverage>,
+    /// Reports of instances that have not been taken, by deployment and second.
+    instances: BTreeMap<(EndpointKey, Name), BTreeMap<i64, Vec<InstanceReport>>>,
+    measured: BTreeMap<(Bucket, SourceKind), Coverage>,
     /// The first second to collect: earlier ones are in the history already.
     starts: BTreeMap<Bucket, i64>,
 }
 
+/// What is to be saved of some buckets.
 #[derive(Default)]
-struct Coverage {
-    /// The first and last second that each gateway has reported.
-    gateways: BTreeMap<Source, (i64, i64)>,
-    reported_by: BTreeMap<i64, BTreeSet<Source>>,
+pub(crate) struct TakenPanes {
+    pub panes: BTreeMap<PaneKey, Pane>,
+    /// The seconds now known to be measured.
+    pub measured: BTreeMap<(Bucket, SourceKind), Vec<Measured>>,
+    pub instances: Vec<InstanceChunk>,
+}
+
+impl TakenPanes {
+    /// The seconds that every gateway has reported, by bucket.
+    pub(crate) fn covered(&self) -> BTreeMap<Bucket, Spans> {
+        let of_gateways = self.measured.iter();
+        let of_gateways = of_gateways.filter(|((_, kind), _)| *kind == SourceKind::GATEWAY);
+        of_gateways
+            .map(|((bucket, _), measured)| (*bucket, whole(measured)))
+            .filter(|(_, spans)| !spans.is_empty())
+            .collect()
+    }
+}
+
+fn whole(measured: &[Measured]) -> Spans {
+    let whole = measured.iter().filter(|span| !span.is_partial);
+    whole.map(|span| (span.start, span.end)).collect()
+}
+
+/// Whether rules read what sources of this kind measure.
+fn is_read_by_rules(kind: &SourceKind) -> bool {
+    METRICS.iter().any(|row| row.source == *kind)
 }
 
 impl Panes {
     /// Adds a frame, which must not have been added before.
     pub(crate) fn add(&mut self, frame: &Frame) {
-        if frame.source.kind != SourceKind::GATEWAY {
+        let kind = &frame.source.kind;
+        if !is_read_by_rules(kind) {
             return;
         }
         let second = frame.start.secs();
@@ -103,23 +166,40 @@ impl Panes {
         if start.is_some_and(|start| second < *start) {
             return;
         }
-        self.buckets
-            .entry(frame.bucket)
+        self.measured
+            .entry((frame.bucket, kind.clone()))
             .or_default()
             .record(frame, second);
         for deployment in &frame.deployments {
-            let pane = Pane::from(deployment);
-            if pane == Pane::default() {
-                continue;
+            match *kind == SourceKind::GATEWAY {
+                true => self.add_requests(deployment, second),
+                false => self.add_instances(deployment, second, frame.length_us),
             }
-            let key = PaneKey {
-                endpoint: deployment.endpoint.clone(),
-                deployment: deployment.deployment.clone(),
-                role: deployment.role.clone(),
-                second,
-            };
-            self.panes.entry(key).or_default().add_concurrent(&pane);
         }
+    }
+
+    fn add_requests(&mut self, deployment: &DeploymentFrame, second: i64) {
+        let pane = Pane::from(deployment);
+        if pane.is_empty() {
+            return;
+        }
+        let key = PaneKey {
+            endpoint: deployment.endpoint.clone(),
+            deployment: deployment.deployment.clone(),
+            role: deployment.role.clone(),
+            second,
+        };
+        self.panes.entry(key).or_default().add_concurrent(&pane);
+    }
+
+    fn add_instances(&mut self, deployment: &DeploymentFrame, second: i64, length_us: u64) {
+        if deployment.instances.is_empty() {
+            return;
+        }
+        let key = (deployment.endpoint.clone(), deployment.deployment.clone());
+        let seconds = self.instances.entry(key).or_default();
+        let report = InstanceReport::of(deployment, length_us);
+        seconds.entry(second).or_default().push(report);
     }
 
     /// Ignores seconds of a bucket before this one: another owner has saved their panes, possibly from the
@@ -128,86 +208,93 @@ impl Panes {
         self.starts.insert(bucket, second);
         let earlier = |key: &PaneKey| key.endpoint.bucket() == bucket && key.second < second;
         self.panes.retain(|key, _| !earlier(key));
-        if let Some(coverage) = self.buckets.get_mut(&bucket) {
-            coverage.reported_by = coverage.reported_by.split_off(&second);
+        for ((endpoint, _), seconds) in &mut self.instances {
+            if endpoint.bucket() == bucket {
+                *seconds = seconds.split_off(&second);
+            }
+        }
+        for ((of, _), coverage) in &mut self.measured {
+            if *of == bucket {
+                coverage.start_from(second);
+            }
         }
     }
 
     /// Drops a released bucket.
     pub(crate) fn forget(&mut self, bucket: Bucket) {
         self.starts.remove(&bucket);
-        self.buckets.remove(&bucket);
+        self.measured.retain(|(of, _), _| *of != bucket);
         self.panes.retain(|p, _| p.endpoint.bucket() != bucket);
+        self.instances.retain(|(e, _), _| e.bucket() != bucket);
     }
 
-    /// Takes the panes of some buckets, and the seconds now known to be covered. For a bucket being
-    /// released, coverage is decided at once.
+    /// Takes the panes of some buckets, the seconds now known to be measured, and the instances in them of
+    /// the deployments of which these are recorded. For a bucket being released, coverage is decided at
+    /// once.
     pub(crate) fn take(
         &mut self,
         now: Timestamp,
         of: impl Fn(Bucket) -> bool,
         leaving: impl Fn(Bucket) -> bool,
-    ) -> (BTreeMap<PaneKey, Pane>, BTreeMap<Bucket, Spans>) {
-        let settled = now.secs() - SETTLE_AFTER.secs() as i64;
-        let covered = |(bucket, coverage): (&Bucket, &mut Coverage)| {
-            let spans = match leaving(*bucket) {
-                true => coverage.take(now.secs() + 1),
-                false => coverage.take(settled),
-            };
-            (!spans.is_empty()).then_some((*bucket, spans))
+        recorded: &[(EndpointKey, Name)],
+    ) -> TakenPanes {
+        let settled = |bucket: Bucket| match leaving(bucket) {
+            true => now.secs() + 1,
+            false => now.secs() - SETTLE_AFTER.secs() as i64,
         };
-        let ours = self.buckets.iter_mut().filter(|(bucket, _)| of(**bucket));
-        let covered = ours.filter_map(covered).collect();
+        let ours = self.measured.iter_mut();
+        let ours = ours.filter(|((bucket, _), _)| of(*bucket));
+        let measured = ours
+            .map(|(key, coverage)| (key.clone(), coverage.take(settled(key.0))))
+            .filter(|(_, spans)| !spans.is_empty());
+        let measured: BTreeMap<_, _> = measured.collect();
         let all = std::mem::take(&mut self.panes);
-        let (taken, kept) = all.into_iter().partition(|(p, _)| of(p.endpoint.bucket()));
+        let (panes, kept) = all.into_iter().partition(|(p, _)| of(p.endpoint.bucket()));
         self.panes = kept;
-        (taken, covered)
-    }
-}
-
-impl Coverage {
-    fn record(&mut self, frame: &Frame, second: i64) {
-        let reported_by = self.reported_by.entry(second).or_default();
-        reported_by.insert(frame.source.clone());
-        if frame.goodbye {
-            self.gateways.remove(&frame.source);
-            return;
-        }
-        let reported = self
-            .gateways
-            .entry(frame.source.clone())
-            .or_insert((second, second));
-        *reported = (reported.0.min(second), reported.1.max(second));
-    }
-
-    fn take(&mut self, settled: i64) -> Spans {
-        let later = self.reported_by.split_off(&settled);
-        let ready = std::mem::replace(&mut self.reported_by, later);
-        self.gateways
-            .retain(|_, (_, last)| settled - *last < SILENT_SECONDS_MAX);
-        let mut spans = Spans::new();
-        for (second, reported_by) in ready {
-            let expected = self
-                .gateways
-                .iter()
-                .filter(|(_, (first, _))| *first <= second);
-            if expected
-                .map(|(source, _)| source)
-                .any(|s| !reported_by.contains(s))
-            {
-                continue;
-            }
-            match spans.last_mut() {
-                Some((_, end)) if *end == second => *end += 1,
-                _ => spans.push((second, second + 1)),
+        let instances = self.take_instances(&measured, recorded);
+        for ((endpoint, _), seconds) in &mut self.instances {
+            if of(endpoint.bucket()) {
+                *seconds = seconds.split_off(&settled(endpoint.bucket()));
             }
         }
-        spans
+        self.instances.retain(|_, seconds| !seconds.is_empty());
+        TakenPanes {
+            panes,
+            measured,
+            instances,
+        }
+    }
+
+    fn take_instances(
+        &mut self,
+        measured: &BTreeMap<(Bucket, SourceKind), Vec<Measured>>,
+        recorded: &[(EndpointKey, Name)],
+    ) -> Vec<InstanceChunk> {
+        let chunk = |(endpoint, deployment): &(EndpointKey, Name)| {
+            let spans = measured.get(&(endpoint.bucket(), SourceKind::NODE))?;
+            let (start, end) = (spans.first()?.start, spans.last()?.end);
+            let key = (endpoint.clone(), deployment.clone());
+            let reported = self.instances.get(&key).into_iter().flatten();
+            let seconds = reported
+                .filter(|(second, _)| (start..end).contains(*second))
+                .map(|(second, reports)| (*second, reports.clone()))
+                .collect();
+            Some(InstanceChunk {
+                endpoint: endpoint.clone(),
+                deployment: deployment.clone(),
+                start,
+                end,
+                seconds,
+            })
+        };
+        recorded.iter().filter_map(chunk).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use contract::frame::{InstanceFrame, Source};
+    use contract::ids::{InstanceId, Uid};
     use uuid::Uuid;
 
     use super::*;
@@ -232,8 +319,8 @@ mod tests {
     }
 
     fn spans(panes: &mut Panes, now: i64) -> Spans {
-        let (_, mut covered) = panes.take(Timestamp::from_secs(now), |_| true, |_| false);
-        covered.remove(&Bucket(7)).unwrap_or_default()
+        let taken = panes.take(Timestamp::from_secs(now), |_| true, |_| false, &[]);
+        taken.covered().remove(&Bucket(7)).unwrap_or_default()
     }
 
     #[test]
@@ -291,20 +378,84 @@ mod tests {
         panes.add(&frame("a", 8));
         panes.add(&frame("b", 8));
         panes.add(&frame("a", 9));
-        let (_, covered) = panes.take(Timestamp::from_secs(10), |_| true, |_| true);
-        assert_eq!(covered[&Bucket(7)], [(8, 9)]);
+        let taken = panes.take(Timestamp::from_secs(10), |_| true, |_| true, &[]);
+        assert_eq!(taken.covered()[&Bucket(7)], [(8, 9)]);
     }
 
     #[test]
     fn only_selected_buckets_are_taken() {
         let mut panes = Panes::default();
         panes.add(&frame("a", 0));
-        let (_, covered) = panes.take(
+        let taken = panes.take(
             Timestamp::from_secs(10),
             |bucket| bucket != Bucket(7),
             |_| false,
+            &[],
         );
-        assert!(covered.is_empty());
+        assert!(taken.covered().is_empty());
         assert_eq!(spans(&mut panes, 10), [(0, 1)]);
+    }
+
+    #[test]
+    fn a_second_that_lacks_a_gateway_is_measured_in_part() {
+        let mut panes = Panes::default();
+        panes.add(&frame("b", 0));
+        for second in 0..3 {
+            panes.add(&frame("a", second));
+        }
+        let taken = panes.take(Timestamp::from_secs(10), |_| true, |_| false, &[]);
+        let span = |start, end, is_partial| Measured {
+            start,
+            end,
+            is_partial,
+            length_us: 1_000_000 * (end - start) as u64,
+        };
+        let of = (Bucket(7), SourceKind::GATEWAY);
+        assert_eq!(taken.measured[&of], [span(0, 1, false), span(1, 3, true)]);
+        assert_eq!(taken.covered()[&Bucket(7)], [(0, 1)]);
+    }
+
+    /// A node's frame of a second in which a deployment has one instance.
+    fn node_frame(endpoint: &EndpointKey, second: i64) -> Frame {
+        let mut of = DeploymentFrame::new(
+            endpoint.clone(),
+            "blue".parse().unwrap(),
+            Uid(Uuid::from_u128(1)),
+            Role::LIVE,
+        );
+        let instance = InstanceFrame {
+            cpu_us: Some(100),
+            ..InstanceFrame::new(InstanceId::from("i".to_owned()))
+        };
+        of.instances.push(instance);
+        Frame {
+            source: Source {
+                kind: SourceKind::NODE,
+                id: "n".to_owned(),
+            },
+            bucket: endpoint.bucket(),
+            deployments: vec![of],
+            ..frame("n", second)
+        }
+    }
+
+    #[test]
+    fn instances_are_recorded_of_the_deployments_that_need_it_once_their_second_is_over() {
+        let mut panes = Panes::default();
+        let endpoint = EndpointKey::new(&"iris".parse().unwrap());
+        for second in 0..5 {
+            panes.add(&node_frame(&endpoint, second));
+        }
+        let names: [Name; 2] = ["blue", "green"].map(|name| name.parse().unwrap());
+        let recorded = names.map(|name| (endpoint.clone(), name));
+        let taken = panes.take(Timestamp::from_secs(6), |_| true, |_| false, &recorded);
+        let seconds = |chunk: &InstanceChunk| {
+            let seconds = chunk.seconds.keys().copied().collect::<Vec<_>>();
+            (chunk.start, chunk.end, seconds)
+        };
+        let chunks: Vec<_> = taken.instances.iter().map(seconds).collect();
+        assert_eq!(chunks, [(0, 3, vec![0, 1, 2]), (0, 3, vec![])]);
+        let rest = panes.take(Timestamp::from_secs(9), |_| true, |_| false, &recorded[..1]);
+        assert_eq!(seconds(&rest.instances[0]), (3, 5, vec![3, 4]));
     }
 }

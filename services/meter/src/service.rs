@@ -4,16 +4,17 @@
 //! been folded, which determines what has been counted already; earlier ones are queued. Store outages
 //! are not fatal: what could not be written is due again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bus::Bus;
 use contract::events::Event;
 use contract::frame::{Frame, FrameHeader};
-use contract::ids::{Bucket, Name};
+use contract::ids::{Bucket, EndpointKey, Name};
 use contract::log::{Actor, NewEvent, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
+use domain::measure::WINDOW_MAX;
 use domain::usage::{FrameOutcome, PendingUsage, SAVE_INTERVAL, Usage};
 use futures::StreamExt;
 use runtime::clock::Clock;
@@ -59,6 +60,10 @@ const REDELIVERY_QUIET: Span = Span::from_secs(10);
 
 /// The limit for that delay: what arrives even later becomes a correction.
 const REDELIVERY_MAX: Span = Span::from_secs(300);
+
+/// What only windows of rules need is kept for this long at least: the longest window, and some time to
+/// restart.
+const WINDOWS_KEPT_MIN: Span = Span::from_secs(13 * 3600);
 
 #[derive(Clone)]
 pub struct Deps {
@@ -526,8 +531,10 @@ impl Meter {
         }
         let batch = self.collect(now, releasing);
         if self.write_batch(batch, false).await {
-            let before = now.secs() - self.retention.secs() as i64;
-            if let Err(error) = self.history.prune(before).await {
+            let before = |span: Span| now.secs() - span.secs() as i64;
+            let windows_before = before(WINDOW_MAX.max(WINDOWS_KEPT_MIN));
+            let pruned = self.history.prune(before(self.retention), windows_before);
+            if let Err(error) = pruned.await {
                 tracing::warn!(%error, "failed to delete old history");
             }
         }
@@ -546,10 +553,18 @@ impl Meter {
             .filter_map(|(bucket, owned)| bucket_save(*bucket, owned, ready, now))
             .collect();
         let is_ours = |bucket| saves.contains_key(&bucket);
-        let (panes, covered) = panes.take(now, is_ours, |bucket| releasing.contains(&bucket));
+        let recorded = recorded(&self.consumer, saves.keys().copied());
+        let is_leaving = |bucket| releasing.contains(&bucket);
+        let mut taken = panes.take(now, is_ours, is_leaving, &recorded.deployments);
+        let covered = taken.covered();
+        // Without an endpoint there is no rule to read it.
+        let is_used = |bucket: &Bucket| recorded.buckets.contains(bucket);
+        taken.measured.retain(|(bucket, _), _| is_used(bucket));
         SaveBatch {
-            panes,
+            panes: taken.panes,
             covered,
+            measured: taken.measured,
+            instances: taken.instances,
             ready: ready.take(is_ours),
             buckets: saves,
             now: now.secs(),
@@ -610,6 +625,29 @@ impl MeteredBucket {
             .filter(|_| self.is_redelivering(now));
         redelivery.map_or(now, |redelivery| redelivery.from)
     }
+}
+
+/// What is recorded for the windows of rules.
+#[derive(Default)]
+struct Recorded {
+    /// Buckets with an endpoint.
+    buckets: BTreeSet<Bucket>,
+    /// Deployments whose rules read their instances.
+    deployments: Vec<(EndpointKey, Name)>,
+}
+
+fn recorded(consumer: &Consumer<MeterFold>, buckets: impl Iterator<Item = Bucket>) -> Recorded {
+    let mut recorded = Recorded::default();
+    let entries = consumer.folds().lock();
+    for bucket in buckets {
+        for (endpoint, entry) in entries.of(bucket) {
+            recorded.buckets.insert(bucket);
+            let deployments = entry.state.rules.reading_instances();
+            let of = deployments.map(|deployment| (endpoint.clone(), deployment.clone()));
+            recorded.deployments.extend(of);
+        }
+    }
+    recorded
 }
 
 fn before(at: Timestamp, span: Span) -> Timestamp {

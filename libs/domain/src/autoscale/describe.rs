@@ -41,28 +41,39 @@ pub(super) fn pause(pause: Pause, held: bool) -> String {
     format!("{what}{then}")
 }
 
-pub(super) fn combined(
-    profile: &Profile,
-    fired: bool,
-    floor: Option<u32>,
-    recommendation: u32,
-    base: u32,
-    complete: bool,
-    agree: bool,
-) -> String {
+/// What the rules of a profile came to together.
+pub(super) struct Combination {
+    /// Whether a rule asks to scale out.
+    pub fired: bool,
+    /// The least count while a metric has no data.
+    pub floor: Option<u32>,
+    pub recommendation: u32,
+    pub base: u32,
+    /// Whether no rule lacks data.
+    pub complete: bool,
+    /// When that will be, if it is known.
+    pub complete_at: Option<Timestamp>,
+    /// Whether no rule objects to a scale-in.
+    pub agree: bool,
+}
+
+pub(super) fn combined(profile: &Profile, of: &Combination) -> String {
     let has_in = profile
         .rules
         .iter()
         .any(|rule| rule.direction() != Some(Direction::Out));
-    if floor.is_some_and(|floor| floor == recommendation) {
+    if of.floor.is_some_and(|floor| floor == of.recommendation) {
         "a metric has no data: at least the policy's count for that".into()
-    } else if fired {
+    } else if of.fired {
         "a rule asks to scale out: the largest count wins".into()
-    } else if recommendation < base {
+    } else if of.recommendation < of.base {
         "all rules that scale in agree: the largest count wins".into()
-    } else if !complete {
-        "some metric has no whole data: nothing scales in".into()
-    } else if has_in && !agree {
+    } else if !of.complete {
+        match of.complete_at {
+            Some(at) => format!("some metric has no whole data: nothing scales in before {at}"),
+            None => "some metric has no whole data: nothing scales in".into(),
+        }
+    } else if has_in && !of.agree {
         "no rule asks to scale out, and not all agree to scale in".into()
     } else {
         "no rule asks for a change".into()
@@ -160,7 +171,7 @@ pub(super) fn rule(
     let _ = write!(of, " over {}", spec.window);
     match input.quality {
         Quality::Missing => return format!("no data ({of})"),
-        Quality::Warming => return format!("measured for less than the window so far ({of})"),
+        Quality::Warming => return format!("nothing is measured yet ({of})"),
         Quality::Unmeasured => return format!("{} ({of})", unmeasured(input)),
         Quality::Partial | Quality::Complete => {}
     }
@@ -203,13 +214,29 @@ pub(super) fn rule(
         Verdict::Unknown if input.unmeasured.is_some() => {
             let _ = write!(text, "; no reason to scale in: {}", unmeasured(input));
         }
-        Verdict::Unknown if input.outdated => {
-            text.push_str("; part of it was measured by other definitions")
+        Verdict::Unknown => {
+            let _ = write!(text, "; {}", lacking(input));
+            if let Some(at) = input.complete_at {
+                let _ = write!(text, ", so it does not scale in before {at}");
+            }
         }
-        Verdict::Unknown => text.push_str("; a source of measurements was missing"),
+        Verdict::Triggered | Verdict::NotTriggered if input.uncovered.is_some() => {
+            let _ = write!(text, "; {}", lacking(input));
+        }
         Verdict::Triggered | Verdict::NotTriggered => {}
     }
     text
+}
+
+/// What keeps the measurements from being complete.
+fn lacking(input: &RuleInput) -> String {
+    match input.uncovered {
+        Some((lacking, wanted)) => {
+            format!("only {} of {wanted} s are measured", wanted - lacking)
+        }
+        None if input.outdated => "part of it was measured by other definitions".into(),
+        None => "a source of measurements was missing".into(),
+    }
 }
 
 fn unmeasured(input: &RuleInput) -> &'static str {

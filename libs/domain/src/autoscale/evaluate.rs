@@ -339,6 +339,8 @@ impl<'a, R: Recorder> Run<'a, R> {
             refused: 0,
             outdated: false,
             unmeasured: None,
+            uncovered: None,
+            complete_at: None,
         }; RULES_MAX];
         let profile = self.profile;
         for (input, rule) in inputs.iter_mut().zip(profile.rules.iter()) {
@@ -452,15 +454,16 @@ impl<'a, R: Recorder> Run<'a, R> {
             rule: None,
         });
         self.record.stage(|| {
-            let detail = describe::combined(
-                profile,
+            let combination = describe::Combination {
                 fired,
                 floor,
-                recommendation.count,
+                recommendation: recommendation.count,
                 base,
                 complete,
+                complete_at: inputs.iter().filter_map(|input| input.complete_at).max(),
                 agree,
-            );
+            };
+            let detail = describe::combined(profile, &combination);
             stage("rules", base, recommendation.count, detail)
         });
         Combined {

@@ -27,6 +27,7 @@ mod evaluate;
 pub mod explain;
 mod lint;
 mod policy;
+mod reads;
 mod record;
 mod repeats;
 mod rules;
@@ -42,6 +43,7 @@ pub use policy::{
     COOLDOWN_MAX, INITIALIZATION_MAX, LABEL_LENGTH_MAX, PROFILES_MAX, Policy, Preview, RULES_MAX,
     STABILIZATION_MAX, STEPS_MAX, Selection, TRANSITIONS_MAX, Transition,
 };
+pub use reads::{RULE_METRICS_VERSION, RuleMetrics};
 pub use repeats::Repeats;
 pub use schedule::DURATION_MAX;
 

@@ -3,6 +3,7 @@
 
 use contract::decision::{InstanceCounts, Signal, Unmeasured};
 use contract::resources::Direction;
+use contract::time::Timestamp;
 
 use super::policy::{Action, Rule, RuleKind};
 
@@ -15,7 +16,7 @@ pub(super) enum Quality {
     Complete,
     /// Some data is missing: enough to scale out, not to scale in.
     Partial,
-    /// Measuring has not lasted for a full window yet.
+    /// Measuring has only just begun, and there is no value yet.
     Warming,
     /// Sources report, and there was nothing to measure. Unlike missing data, no reason for a default
     /// count.
@@ -40,6 +41,10 @@ pub(super) struct RuleInput {
     pub outdated: bool,
     /// Why there is no value, or only a lower bound of it.
     pub unmeasured: Option<Unmeasured>,
+    /// Seconds of the window that were not measured, and its length.
+    pub uncovered: Option<(u32, u32)>,
+    /// When the window is complete, if it is not.
+    pub complete_at: Option<Timestamp>,
 }
 
 impl RuleInput {
@@ -75,6 +80,13 @@ impl Rule {
         let refused = signal.map_or(0, |signal| signal.refused);
         let outdated = signal.is_some_and(|signal| signal.outdated);
         let unmeasured = signal.and_then(|signal| signal.unmeasured);
+        let complete_at = signal.and_then(|signal| signal.complete_at);
+        let uncovered = signal
+            .filter(|signal| signal.seconds_covered < signal.seconds_wanted)
+            .map(|signal| {
+                let lacking = signal.seconds_wanted - signal.seconds_covered;
+                (lacking, signal.seconds_wanted)
+            });
         let measured = signal
             .and_then(|signal| signal.value)
             .filter(|value| value.is_finite());
@@ -92,16 +104,12 @@ impl Rule {
                 refused,
                 outdated,
                 unmeasured,
+                uncovered,
+                complete_at,
             };
         };
         let quality = match signal {
-            Some(signal) if signal.warming => Quality::Warming,
-            Some(signal)
-                if signal.partial
-                    || signal.outdated
-                    || signal.unmeasured.is_some()
-                    || signal.seconds_covered < signal.seconds_wanted =>
-            {
+            Some(signal) if signal.is_incomplete() || signal.unmeasured.is_some() => {
                 Quality::Partial
             }
             _ => Quality::Complete,
@@ -127,6 +135,8 @@ impl Rule {
             refused,
             outdated,
             unmeasured,
+            uncovered,
+            complete_at,
         }
     }
 

@@ -8,7 +8,8 @@ use contract::ids::Uid;
 use contract::time::{Span, Timestamp};
 use uuid::Uuid;
 
-use super::pane::{Coverage, Load, Rings};
+use super::pane::{Coverage, Load, Rings, step_of};
+use super::spans::Spans;
 use super::{ClosedSecond, Counters, WINDOW_MAX};
 
 /// How much longer than the slowest member's usual delay a second stays open.
@@ -26,6 +27,9 @@ pub const BEHIND_MAX: Span = Span::from_secs(60);
 /// Upper bound of a member's usual delay: frames that were held up and arrive all at once must not
 /// make every second wait as long.
 const USUAL_DELAY_MAX_MS: u64 = 2000;
+
+/// How long the covered seconds are known one by one: the longest window, and the pane that it begins in.
+const COVERED_KEPT_SECONDS: i64 = WINDOW_MAX.secs() as i64 + 120;
 
 const SECOND: Span = Span::from_secs(1);
 
@@ -58,7 +62,7 @@ struct Initialization {
 }
 
 #[derive(Clone, Debug, Default)]
-struct OpenSecond {
+pub(super) struct OpenSecond {
     /// By source, so that the order of merging does not depend on the order of arrival.
     frames: BTreeMap<Source, (u64, Vec<DeploymentFrame>)>,
 }
@@ -67,12 +71,16 @@ struct OpenSecond {
 pub(super) struct Group {
     kind: SourceKind,
     members: BTreeMap<Source, GroupMember>,
-    open: BTreeMap<i64, OpenSecond>,
+    pub(super) open: BTreeMap<i64, OpenSecond>,
     /// The last closed second.
-    closed: Option<i64>,
-    started: i64,
-    coverage: Rings<Coverage>,
-    loads: BTreeMap<Uid, Rings<Load>>,
+    pub(super) closed: Option<i64>,
+    pub(super) started: i64,
+    pub(super) coverage: Rings<Coverage>,
+    /// The seconds that `coverage` counts.
+    pub(super) covered: Spans,
+    /// The second before which coverage was not refilled; `None` if it never was.
+    pub(super) refilled_from: Option<i64>,
+    pub(super) loads: BTreeMap<Uid, Rings<Load>>,
     initializations: BTreeMap<Uid, Initialization>,
     pub counters: Counters,
 }
@@ -88,6 +96,8 @@ impl Group {
             closed: None,
             started,
             coverage: Rings::with_all_tiers(started, longest),
+            covered: Spans::default(),
+            refilled_from: None,
             loads: BTreeMap::new(),
             initializations: BTreeMap::new(),
             counters: Counters::default(),
@@ -98,9 +108,19 @@ impl Group {
         self.members.keys()
     }
 
-    /// The first measured second; nothing is known before it, not even zeros.
-    pub fn started(&self) -> i64 {
-        self.started
+    /// The first second from which windows of this length are complete; nothing is known before it, not
+    /// even zeros.
+    pub fn complete_since(&self, deployment: Uid, window_seconds: i64) -> i64 {
+        let Some(rings) = self.loads.get(&deployment) else {
+            return self.started;
+        };
+        let since = rings.since(window_seconds);
+        let into_pane = since.rem_euclid(step_of(window_seconds));
+        // A window includes whole panes, and their coverage counts seconds whose load is not in them.
+        match since != i64::MAX && self.covered.overlaps(since - into_pane, since) {
+            true => since - into_pane + step_of(window_seconds),
+            false => since,
+        }
     }
 
     pub fn closed(&self) -> Option<i64> {
@@ -142,7 +162,7 @@ impl Group {
             .insert(deployment, Initialization { period, from });
     }
 
-    fn initialization_period(&self, deployment: Uid) -> Span {
+    pub(super) fn initialization_period(&self, deployment: Uid) -> Span {
         let of = self.initializations.get(&deployment);
         of.map_or(Span::ZERO, |of| of.period)
     }
@@ -295,6 +315,10 @@ impl Group {
             partial_seconds: u32::from(!missing.is_empty()),
         };
         self.coverage.add(second, &coverage);
+        if !empty {
+            self.covered.push_back(second, second + 1);
+            self.covered.trim(second - COVERED_KEPT_SECONDS);
+        }
         self.add_loads(second, &open);
         self.closed = Some(second);
         self.members

@@ -17,8 +17,12 @@ mod group;
 mod metric;
 mod metrics;
 mod pane;
+mod past;
+mod refill;
+mod report;
 mod row;
 mod signal;
+mod spans;
 mod spec;
 #[cfg(test)]
 mod tests;
@@ -35,7 +39,10 @@ pub use group::{AHEAD_MAX, BEHIND_MAX, GRACE, LOST_AFTER};
 pub use metric::{Available, Metric, UnknownMetric};
 pub use metrics::{METRICS, RESERVED_NAMES};
 pub use pane::{Coverage, Load};
+pub use past::{MeasuredSpan, Past, PastOfKind};
+pub use report::{InstanceReading, InstanceReport};
 pub use row::{Computation, MetricRow, ReservedName, SituationValue, Situations, Unit};
+pub use spans::Spans;
 pub use spec::{Aggregation, SignalSpec, UnknownAggregation};
 
 use group::Group;
@@ -142,6 +149,34 @@ impl Measures {
         }
     }
 
+    /// The first second that these signals may need and that is not held, if any: what to
+    /// [refill](Self::refill) from. Call [`watch`](Self::watch) before.
+    pub fn lacks_since(
+        &self,
+        deployment: Uid,
+        signals: &[SignalSpec],
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let lacking = |spec: &SignalSpec| {
+            let window = i64::from(spec.window_seconds());
+            let group = self.groups.get(&spec.metric.row().source)?;
+            let from = signal::first_needed(window, now);
+            (from < group.complete_since(deployment, window)).then_some(from)
+        };
+        let from = signals.iter().filter_map(lacking).min()?;
+        Some(Timestamp::from_secs(from))
+    }
+
+    /// Adds earlier measurements to the windows of a deployment, where they are not held. The
+    /// initialization period must have been set.
+    pub fn refill(&mut self, deployment: Uid, past: &Past, now: Timestamp) {
+        for (kind, past) in &past.kinds {
+            if let Some(group) = self.groups.get_mut(kind) {
+                group.refill(deployment, past, now.secs());
+            }
+        }
+    }
+
     /// Drops the data of a deleted deployment.
     pub fn forget(&mut self, deployment: Uid) {
         for group in self.groups.values_mut() {
@@ -177,7 +212,8 @@ impl Measures {
     }
 
     /// Adds to these signals, which must be of the same time, what explains them and decides nothing: how
-    /// many requests were answered. Only decisions that are written need it.
+    /// many requests were answered, and when a window that lacks something is complete. Only decisions that
+    /// are written need it.
     pub fn add_evidence(
         &self,
         deployment: Uid,
@@ -185,14 +221,16 @@ impl Measures {
         now: Timestamp,
         signals: &mut [Option<Signal>],
     ) {
-        let Some(gateways) = self.groups.get(&SourceKind::GATEWAY) else {
-            return;
-        };
         for (spec, signal) in specs.iter().zip(signals) {
-            if spec.metric.row().source == SourceKind::GATEWAY
-                && let Some(signal) = signal
-            {
-                signal.answered = Some(signal::answered(gateways, deployment, spec, now));
+            let source = &spec.metric.row().source;
+            let (Some(group), Some(signal)) = (self.groups.get(source), signal) else {
+                continue;
+            };
+            if *source == SourceKind::GATEWAY {
+                signal.answered = Some(signal::answered(group, deployment, spec, now));
+            }
+            if signal.is_incomplete() {
+                signal.complete_at = signal::complete_at(group, deployment, spec, now);
             }
         }
     }

@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 use contract::frame::{DeploymentFrame, Outcomes};
 use contract::histogram::Histogram;
 
+use super::report::{InstanceReading, InstanceReport};
+
 /// Merging of panes of one resolution.
 pub(super) trait Merge: Default {
     fn merge(&mut self, other: &Self);
@@ -52,10 +54,33 @@ impl Load {
         self.queued_us += frame.queued_us;
         self.oldest_in_flight_us = self.oldest_in_flight_us.max(frame.oldest_in_flight_us);
         self.latency.merge(&frame.latency);
+        let readings = frame.instances.iter().map(InstanceReading::from);
+        self.add_readings(frame.definitions, readings, length_us, initialization_us);
+    }
+
+    /// Adds what one source reported of the instances in a second, as [`add`](Self::add) does.
+    pub fn add_instances(&mut self, report: &InstanceReport, initialization_us: u64) {
+        self.measured_by(Some(report.definitions));
+        let readings = report.instances.iter().copied();
+        self.add_readings(
+            report.definitions,
+            readings,
+            report.length_us,
+            initialization_us,
+        );
+    }
+
+    fn add_readings(
+        &mut self,
+        definitions: u32,
+        readings: impl Iterator<Item = InstanceReading>,
+        length_us: u64,
+        initialization_us: u64,
+    ) {
         let ready_min_us = length_us.saturating_add(initialization_us);
-        for instance in &frame.instances {
+        for instance in readings {
             // Definitions before the first did not include readiness.
-            let is_measured = frame.definitions == 0
+            let is_measured = definitions == 0
                 || (instance.ready_for_us).is_some_and(|ready_us| ready_us >= ready_min_us);
             if !is_measured {
                 continue;
@@ -77,12 +102,17 @@ impl Load {
 
 impl Merge for Load {
     fn merge(&mut self, other: &Self) {
-        self.latency.merge(&other.latency);
-        self.merge_numbers(other);
+        Self::merge(self, other);
     }
 }
 
 impl Load {
+    /// Adds the load of another time or source.
+    pub fn merge(&mut self, other: &Self) {
+        self.latency.merge(&other.latency);
+        self.merge_numbers(other);
+    }
+
     /// Whether there were requests for the model, finished or not. Those refused because of the client are
     /// none, but one whose client left may have waited in vain.
     pub(super) fn has_traffic(&self) -> bool {
@@ -142,6 +172,15 @@ pub(super) fn tier_of(window_seconds: i64) -> usize {
         .unwrap_or(TIERS.len() - 1)
 }
 
+/// The length of the panes that serve a window, in seconds.
+pub(super) fn step_of(window_seconds: i64) -> i64 {
+    TIERS[tier_of(window_seconds)].0
+}
+
+/// A window ends with the last closed second, but at most this long ago: when frames stop arriving,
+/// the window moves on and empties.
+pub(super) const STALE_AFTER_SECONDS: i64 = 3;
+
 /// Panes of one resolution, oldest first. Absent panes (nothing was added) are not kept.
 #[derive(Clone, Debug)]
 pub(super) struct Ring<T> {
@@ -177,6 +216,25 @@ impl<T: Merge> Ring<T> {
         self.trim(second);
     }
 
+    /// Adds the measurements of a second from before all that were added.
+    fn prepend(&mut self, second: i64, part: &T) {
+        let start = second - second.rem_euclid(self.step);
+        match self.panes.front_mut() {
+            Some((first, pane)) if *first == start => pane.merge(part),
+            _ => {
+                let mut pane = T::default();
+                pane.merge(part);
+                self.panes.push_front((start, pane));
+            }
+        }
+    }
+
+    /// The first second that any window may still need.
+    fn oldest_needed(&self, now: i64) -> i64 {
+        let oldest = now - self.keep - self.step - STALE_AFTER_SECONDS;
+        oldest - oldest.rem_euclid(self.step)
+    }
+
     fn trim(&mut self, second: i64) {
         // One pane more than the window, which need not start on a pane's boundary.
         let oldest = second - self.keep - self.step;
@@ -201,7 +259,8 @@ impl<T: Merge> Ring<T> {
 #[derive(Clone, Debug)]
 pub(super) struct Rings<T> {
     rings: [Ring<T>; TIERS.len()],
-    /// The first second from which each resolution is complete.
+    /// The first second from which each resolution is complete, and before which it holds nothing;
+    /// `i64::MAX` for one that is not kept.
     since: [i64; TIERS.len()],
 }
 
@@ -223,17 +282,79 @@ impl<T: Merge> Rings<T> {
         rings
     }
 
-    /// Keeps windows of this length from `now` on.
+    /// Keeps windows of this length from `now` on. A resolution that was not kept before begins with what
+    /// the finest one still holds.
     pub fn retain(&mut self, window_seconds: i64, now: i64) {
         let tier = tier_of(window_seconds);
         let ring = &mut self.rings[tier];
         if ring.keep == 0 {
-            self.since[tier] = now;
+            ring.keep = window_seconds;
+            self.take_over_finest(tier, now);
         } else if ring.keep < window_seconds {
-            // Anything older than the previous length is already gone.
-            self.since[tier] = self.since[tier].max(now - ring.keep);
+            // Anything older than the previous length is already gone, except for the rest of a pane.
+            let oldest = now - ring.keep;
+            if self.since[tier] < oldest {
+                let oldest = oldest + (-oldest).rem_euclid(ring.step);
+                let kept = ring.panes.partition_point(|(start, _)| *start < oldest);
+                ring.panes.drain(..kept);
+                self.since[tier] = oldest;
+            }
+            ring.keep = window_seconds;
         }
-        ring.keep = ring.keep.max(window_seconds);
+    }
+
+    fn take_over_finest(&mut self, tier: usize, now: i64) {
+        let [finest, coarser @ ..] = &mut self.rings;
+        let Some(ring) = tier.checked_sub(1) else {
+            return;
+        };
+        let Some(ring) = coarser.get_mut(ring) else {
+            return;
+        };
+        let last = finest.panes.back().map(|(last, _)| *last);
+        let since = match last {
+            Some(last) => self.since[0].max(now.max(last) - finest.keep),
+            // Nothing was ever measured of it, so nothing is gone.
+            None => self.since[0],
+        };
+        let is_whole = since == self.since[0];
+        for (second, part) in &finest.panes {
+            if is_whole || *second >= since {
+                ring.add(*second, part);
+            }
+        }
+        self.since[tier] = since;
+    }
+
+    /// The resolutions that are kept.
+    pub fn tiers(&self) -> impl Iterator<Item = usize> + use<T> {
+        let kept = [0, 1, 2].map(|tier| self.rings[tier].keep > 0);
+        (0..TIERS.len()).filter(move |tier| kept[*tier])
+    }
+
+    /// The seconds before those that a resolution holds and that windows may still need, from `from` on.
+    pub fn lacking(&self, tier: usize, from: i64, now: i64) -> std::ops::Range<i64> {
+        from.max(self.rings[tier].oldest_needed(now))..self.since[tier]
+    }
+
+    /// Adds a second from before all that a resolution holds.
+    pub fn prepend(&mut self, tier: usize, second: i64, part: &T) {
+        self.rings[tier].prepend(second, part);
+    }
+
+    /// Records that a resolution is complete from this second on.
+    pub fn complete_from(&mut self, tier: usize, second: i64) {
+        self.since[tier] = self.since[tier].min(second);
+    }
+
+    /// Moves the first second that was measured at all.
+    pub fn begin_at(&mut self, started: i64, moved: i64) {
+        for since in &mut self.since {
+            let has_begun_then = *since == started || *since < moved;
+            if *since != i64::MAX && has_begun_then {
+                *since = moved;
+            }
+        }
     }
 
     /// Whether nothing was ever added.

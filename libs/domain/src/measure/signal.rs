@@ -10,14 +10,10 @@ use contract::ids::Uid;
 use contract::time::Timestamp;
 
 use super::group::Group;
-use super::pane::{Coverage, Load};
+use super::pane::{Coverage, Load, STALE_AFTER_SECONDS, step_of};
 use super::row::Computation;
 use super::spec::{Aggregation, SignalSpec};
 use super::{AHEAD_MAX, SignalOptions};
-
-/// A window ends with the last closed second, but at most this long ago: when frames stop arriving,
-/// the window moves on and empties.
-const STALE_AFTER_SECONDS: i64 = 3;
 
 /// Refusals are counted over at most this window: older ones say nothing about the capacity now.
 const REFUSALS_WINDOW_MAX_SECONDS: i64 = 120;
@@ -41,15 +37,16 @@ pub(super) fn compute(
     let loads: BTreeMap<i64, &Load> = rings
         .map(|rings| rings.between(window, from, end).collect())
         .unwrap_or_default();
-    // Only covered panes count: a second without any frame means nothing, not zero.
+    let since = group.complete_since(deployment, window);
+    // Only covered panes count: a second without any frame means nothing, not zero. Neither does one whose load is
+    // unknown.
     let panes: Vec<(i64, &Coverage, &Load)> = group
         .coverage()
-        .between(window, from, end)
+        .between(window, from.max(since), end)
         .map(|(start, coverage)| (start, coverage, *loads.get(&start).unwrap_or(&&zero)))
         .collect();
     let seconds: u32 = panes.iter().map(|(_, coverage, _)| coverage.seconds).sum();
     let wanted = spec.window_seconds();
-    let since = rings.map_or(group.started(), |rings| rings.since(window));
     let row = spec.metric.row();
     let unmeasured = match seconds {
         0 => None,
@@ -97,7 +94,59 @@ pub(super) fn compute(
         unmeasured,
         instances,
         answered: None,
+        complete_at: None,
     }
+}
+
+/// When the window of a signal that lacks something will be complete, if nothing is lacking from now on.
+pub(super) fn complete_at(
+    group: &Group,
+    deployment: Uid,
+    spec: &SignalSpec,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let window = i64::from(spec.window_seconds());
+    let step = step_of(window);
+    let row = spec.metric.row();
+    let end = window_end(group, now);
+    let from = end - window;
+    let coverage: BTreeMap<i64, &Coverage> = group.coverage().between(window, from, end).collect();
+    let is_whole = |start: i64| {
+        coverage.get(&start).is_some_and(|coverage| {
+            let seconds = (start + step).min(end) - start;
+            coverage.partial_seconds == 0 && i64::from(coverage.seconds) >= seconds
+        })
+    };
+    let first = from - from.rem_euclid(step);
+    let starts = (first..end).step_by(usize::try_from(step).unwrap_or(1));
+    let lacking = starts.filter(|start| !is_whole(*start)).last();
+    let rings = group.load(deployment);
+    let outdated = rings.and_then(|rings| {
+        let outdated = |load: &Load| load.definitions.is_some_and(|of| of < row.definitions);
+        let panes = rings.between(window, from, end);
+        panes
+            .filter(|(_, load)| outdated(load))
+            .map(|(start, _)| start)
+            .last()
+    });
+    let unknown_before = group.complete_since(deployment, window);
+    let initialized = match row.computation {
+        Computation::Instances { .. } => group.initialization_from(deployment),
+        _ => i64::MIN,
+    };
+    let lasts = [lacking, outdated].into_iter().flatten();
+    let ends = lasts.map(|start| start + step);
+    ends.chain([unknown_before, initialized])
+        .filter(|until| *until > from)
+        .max()
+        .map(|until| Timestamp::from_secs(until + window))
+}
+
+/// The first second that a signal of this window may need.
+pub(super) fn first_needed(window: i64, now: Timestamp) -> i64 {
+    let step = step_of(window);
+    let from = now.secs() - STALE_AFTER_SECONDS - window;
+    from - from.rem_euclid(step)
 }
 
 /// The requests to the deployment that the model answered, over the window of a signal.

@@ -1,5 +1,6 @@
 //! Merging of frames: what closes a second, and what a window over closed seconds reports.
 
+mod refill;
 mod rows;
 
 use contract::decision::Unmeasured;

@@ -511,13 +511,13 @@ fn a_metric_without_data_never_scales_in() {
         // Known signals may still scale out.
         (whole(40.0), missing(), 5, DecisionOutcome::Applied),
         (partial(40.0), missing(), 5, DecisionOutcome::Applied),
-        // A window that is not covered yet has no say.
         (
             warming(Some(40.0)),
             whole(10.0),
-            4,
-            DecisionOutcome::Unknown,
+            5,
+            DecisionOutcome::Applied,
         ),
+        (warming(None), whole(10.0), 4, DecisionOutcome::Unknown),
     ] {
         let decision = Harness::new(document(rules.clone(), json!({})), 4)
             .signal(CONCURRENCY, concurrency)

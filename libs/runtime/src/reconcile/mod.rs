@@ -88,6 +88,10 @@ pub trait Reconciler: Send + 'static {
     /// then known when a bucket is taken over.
     const OBSERVES_ALL_BUCKETS: bool = false;
 
+    /// How far back frames of an acquired bucket are asked for again, as far as the bus has kept them. Zero:
+    /// not at all.
+    const FRAMES_AGAIN: Span = Span::ZERO;
+
     /// Handles a frame; returns true if the endpoints of its bucket are to be evaluated.
     fn observe(&mut self, _frame: &Frame, _now: Timestamp) -> bool {
         false
@@ -237,6 +241,9 @@ impl<R: Reconciler> Loop<R> {
                 for bucket in &buckets {
                     self.evaluator.forget_pending(*bucket);
                 }
+                if R::FRAMES_AGAIN > Span::ZERO {
+                    self.resubscribe();
+                }
                 if buckets.contains(&GLOBAL_OWNER) {
                     self.acquire_global().await?;
                 }
@@ -252,6 +259,18 @@ impl<R: Reconciler> Loop<R> {
             }
         }
         Ok(())
+    }
+
+    /// Asks for the frames again that came before the buckets were ours. Those of other buckets are repeats.
+    fn resubscribe(&mut self) {
+        let now = self.deps.clock.now().millis();
+        let since = Timestamp::from_millis(now - R::FRAMES_AGAIN.millis() as i64);
+        let frames = self.deps.bus.subscribe_frames_since(since);
+        // Frames left in the old subscription may precede those of the new one.
+        while let Ok(frame) = self.frames.try_recv() {
+            self.observe(&frame);
+        }
+        self.frames = frames;
     }
 
     /// If this fails, it is retried when bucket 0 is reacquired.

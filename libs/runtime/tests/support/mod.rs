@@ -81,6 +81,8 @@ pub struct ScriptedBus {
     pub published: watch::Sender<Vec<Position>>,
     /// Events that were published as stored.
     pub stored: Mutex<Vec<RawRecord>>,
+    /// The frames that it has kept.
+    pub kept_frames: Mutex<Vec<Arc<Frame>>>,
     pub mode: Mutex<PublishMode>,
     pub refused: watch::Sender<u32>,
 }
@@ -90,6 +92,7 @@ impl ScriptedBus {
         Arc::new(Self {
             subscribers: Mutex::default(),
             stored: Mutex::default(),
+            kept_frames: Mutex::default(),
             published: watch::Sender::new(Vec::new()),
             mode: Mutex::new(PublishMode::Accept),
             refused: watch::Sender::new(0),
@@ -165,6 +168,15 @@ impl Bus for ScriptedBus {
         receiver
     }
     fn publish_frame(&self, _frame: Arc<Frame>) {}
+    fn subscribe_frames_since(&self, since: Timestamp) -> mpsc::Receiver<Arc<Frame>> {
+        let (sender, receiver) = mpsc::channel(100);
+        for frame in self.kept_frames.lock().unwrap().iter() {
+            if frame.start >= since {
+                sender.try_send(frame.clone()).unwrap();
+            }
+        }
+        receiver
+    }
     fn subscribe_frames(&self) -> mpsc::Receiver<Arc<Frame>> {
         mpsc::channel(1).1
     }

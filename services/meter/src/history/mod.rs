@@ -7,6 +7,7 @@
 //! It is in a separate file if the log is in a SQLite file, and in tables next to the log in PostgreSQL,
 //! where several meters write it and every control reads it.
 
+mod past;
 mod postgres;
 mod read;
 mod sql;
@@ -21,11 +22,13 @@ use std::sync::Arc;
 
 use contract::ids::{Bucket, EndpointKey};
 use contract::time::Timestamp;
+use domain::measure::Past;
 use runtime::retry::open_when_available;
 use store::StoreError;
 use store::sql::{AuxiliaryDatabase, AuxiliaryTables, Pool, PooledConnection};
 use tokio::sync::Mutex;
 
+pub use past::PastQuery;
 pub use read::{GapSpan, POINTS_MAX, Point, Query};
 use read::{StepGrid, read, read_coverage};
 pub(crate) use write::{BucketSave, SaveBatch, SavedBucket};
@@ -202,11 +205,18 @@ impl History {
         saved.map_err(|error| self.failed(error))
     }
 
-    /// Deletes rows from before a second, a limited number per call.
-    pub(crate) async fn prune(&self, before: i64) -> Result<(), HistoryError> {
+    /// Deletes rows from before a second, a limited number per call, and what only windows of rules need
+    /// from before another.
+    pub(crate) async fn prune(&self, before: i64, windows_before: i64) -> Result<(), HistoryError> {
         let pruned = match &self.inner.writer {
-            Writer::File(writer) => write::prune(&mut writer.lock().await.get(), before).await,
-            Writer::Pool => write::prune(&mut self.pooled().await?.get(), before).await,
+            Writer::File(writer) => {
+                let mut writer = writer.lock().await;
+                write::prune(&mut writer.get(), before, windows_before).await
+            }
+            Writer::Pool => {
+                let mut pooled = self.pooled().await?;
+                write::prune(&mut pooled.get(), before, windows_before).await
+            }
             Writer::ReadOnly => return Err(self.read_only()),
         };
         pruned.map_err(|error| self.failed(error))
@@ -222,6 +232,19 @@ impl History {
         let rows = read(&mut snapshot.get(), query, grid).await;
         let rows = rows.map_err(|error| self.failed(error))?;
         Ok(rows.into_points(grid))
+    }
+
+    /// Returns what was measured of a deployment, for the windows of its rules.
+    ///
+    /// # Errors
+    ///
+    /// The history cannot be read.
+    pub async fn past(&self, query: &PastQuery) -> Result<Past, HistoryError> {
+        let mut pooled = self.pooled().await?;
+        let snapshot = pooled.snapshot().await;
+        let mut snapshot = snapshot.map_err(|error| self.failed(error))?;
+        let past = past::read(&mut snapshot.get(), query).await;
+        past.map_err(|error| self.failed(error))
     }
 
     /// Returns the gaps between two times.

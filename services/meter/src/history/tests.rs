@@ -1,7 +1,8 @@
 //! Competing owners of a bucket, and files created by an older release.
 
-use contract::frame::Role;
+use contract::frame::{Role, SourceKind};
 use contract::ids::Position;
+use domain::measure::{InstanceReading, InstanceReport, MeasuredSpan, Spans};
 use domain::usage::Usage;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -9,8 +10,9 @@ use sqlx::{ConnectOptions, Connection};
 use store::Fence;
 
 use super::*;
+use crate::coverage::Measured;
 use crate::open::OpenUsage;
-use crate::panes::{Pane, PaneKey};
+use crate::panes::{InstanceChunk, Pane, PaneKey};
 
 const SECOND: i64 = 1_700_000_040;
 
@@ -48,8 +50,8 @@ fn save(generation: u64, second: i64) -> SaveBatch {
         buckets: BTreeMap::from([(bucket(), bucket_save)]),
         panes: BTreeMap::from([(key, pane)]),
         covered: BTreeMap::from([(bucket(), vec![(second, second + 1)])]),
-        ready: Vec::new(),
         now: second,
+        ..SaveBatch::default()
     }
 }
 
@@ -121,8 +123,160 @@ async fn old_rows_are_deleted(history: History) {
     claim(&history, 1).await.unwrap();
     history.save(&save(1, SECOND), false).await.unwrap();
     history.save(&save(1, SECOND + 1), false).await.unwrap();
-    history.prune(SECOND + 1).await.unwrap();
+    history.prune(SECOND + 1, SECOND + 1).await.unwrap();
     assert_eq!(totals(&history).await.0, 1);
+}
+
+/// Ten seconds with one request and one instance each, of which the last two lack a gateway.
+fn windows(generation: u64, first: i64) -> SaveBatch {
+    let panes = (first..first + 10).flat_map(|second| save(generation, second).panes);
+    let panes = panes.map(|(key, _)| {
+        let pane = Pane {
+            arrivals: 1,
+            oldest_in_flight_us: 2500,
+            definitions: Some(1),
+            ..Pane::default()
+        };
+        (key, pane)
+    });
+    let measured = |start, end, is_partial| Measured {
+        start: first + start,
+        end: first + end,
+        is_partial,
+        length_us: (end - start) as u64 * 1_000_100,
+    };
+    let report = InstanceReport {
+        definitions: 1,
+        length_us: 1_000_000,
+        instances: vec![InstanceReading {
+            cpu_us: Some(700_000),
+            ready_for_us: Some(9_000_000),
+            ..InstanceReading::default()
+        }],
+    };
+    SaveBatch {
+        panes: panes.collect(),
+        measured: BTreeMap::from([
+            (
+                (bucket(), SourceKind::GATEWAY),
+                vec![measured(0, 8, false), measured(8, 10, true)],
+            ),
+            ((bucket(), SourceKind::NODE), vec![measured(0, 10, false)]),
+        ]),
+        instances: vec![InstanceChunk {
+            endpoint: endpoint(),
+            deployment: "blue".parse().unwrap(),
+            start: first,
+            end: first + 10,
+            seconds: (first..first + 10)
+                .map(|second| (second, vec![report.clone()]))
+                .collect(),
+        }],
+        covered: BTreeMap::new(),
+        ..save(generation, first)
+    }
+}
+
+async fn past(history: &History, from: i64, created_at: i64) -> Past {
+    let query = PastQuery {
+        endpoint: endpoint(),
+        deployment: "blue".parse().unwrap(),
+        created_at: Timestamp::from_secs(created_at),
+        from: Timestamp::from_secs(from),
+    };
+    history.past(&query).await.unwrap()
+}
+
+fn span(start: i64, end: i64, is_partial: bool) -> MeasuredSpan {
+    MeasuredSpan {
+        start: SECOND + start,
+        end: SECOND + end,
+        is_partial,
+        length_us: 1_000_100,
+    }
+}
+
+async fn windows_are_read_back_as_they_were_measured(history: History) {
+    claim(&history, 1).await.unwrap();
+    history.save(&windows(1, SECOND), false).await.unwrap();
+    history.save(&windows(1, SECOND + 10), false).await.unwrap();
+    let past = past(&history, SECOND + 5, 0).await;
+    let gateways = &past.kinds[&SourceKind::GATEWAY];
+    let spans = [
+        span(5, 8, false),
+        span(8, 10, true),
+        span(10, 18, false),
+        span(18, 20, true),
+    ];
+    assert_eq!(gateways.measured, spans);
+    let known = Spans::from_iter([(SECOND + 5, SECOND + 20)]);
+    assert_eq!(gateways.known, known);
+    let load = &gateways.loads[&(SECOND + 5)];
+    assert_eq!((gateways.loads.len(), load.arrivals), (15, 1));
+    assert_eq!(
+        (load.oldest_in_flight_us, load.definitions),
+        (2500, Some(1))
+    );
+    let nodes = &past.kinds[&SourceKind::NODE];
+    assert_eq!(nodes.measured, [span(5, 20, false)]);
+    assert_eq!((&nodes.known, nodes.instances.len()), (&known, 15));
+    let instance = &nodes.instances[&(SECOND + 19)][0].instances[0];
+    assert_eq!(instance.cpu_us, Some(700_000));
+}
+
+async fn what_two_owners_saved_of_a_second_counts_once(history: History) {
+    claim(&history, 1).await.unwrap();
+    history.save(&windows(1, SECOND), false).await.unwrap();
+    let again = SaveBatch {
+        panes: BTreeMap::new(),
+        ..windows(1, SECOND + 4)
+    };
+    history.save(&again, false).await.unwrap();
+    let past = past(&history, SECOND, 0).await;
+    let nodes = &past.kinds[&SourceKind::NODE];
+    let seconds: u64 = nodes
+        .measured
+        .iter()
+        .map(|of| (of.end - of.start) as u64)
+        .sum();
+    assert_eq!((seconds, nodes.instances.len()), (14, 14));
+    assert!(nodes.instances.values().all(|reports| reports.len() == 1));
+}
+
+async fn an_earlier_incarnation_of_a_name_is_no_load(history: History) {
+    claim(&history, 1).await.unwrap();
+    history.save(&windows(1, SECOND), false).await.unwrap();
+    let past = past(&history, SECOND, SECOND + 6).await;
+    let gateways = &past.kinds[&SourceKind::GATEWAY];
+    assert_eq!(gateways.loads.keys().next(), Some(&(SECOND + 7)));
+    let nodes = &past.kinds[&SourceKind::NODE];
+    assert_eq!(nodes.instances.keys().next(), Some(&(SECOND + 7)));
+    assert!(nodes.known.has(SECOND) && gateways.known.has(SECOND));
+}
+
+async fn a_history_of_an_older_release_is_read_with_what_it_has(history: History) {
+    claim(&history, 1).await.unwrap();
+    history.save(&save(1, SECOND), false).await.unwrap();
+    let past = past(&history, SECOND, 0).await;
+    let gateways = &past.kinds[&SourceKind::GATEWAY];
+    assert_eq!(
+        (gateways.measured[0].end, gateways.measured.len()),
+        (SECOND + 1, 1)
+    );
+    assert_eq!(gateways.loads[&SECOND].definitions, Some(0));
+    let nodes = &past.kinds[&SourceKind::NODE];
+    assert!(nodes.measured.is_empty() && !nodes.known.has(SECOND));
+}
+
+async fn what_no_window_can_need_is_deleted_early(history: History) {
+    claim(&history, 1).await.unwrap();
+    history.save(&windows(1, SECOND), false).await.unwrap();
+    history.save(&windows(1, SECOND + 20), false).await.unwrap();
+    history.prune(SECOND, SECOND + 15).await.unwrap();
+    let past = past(&history, SECOND, 0).await;
+    let nodes = &past.kinds[&SourceKind::NODE];
+    assert_eq!(nodes.measured, [span(20, 30, false)]);
+    assert_eq!(nodes.instances.len(), 10);
 }
 
 macro_rules! on_both {
@@ -151,6 +305,11 @@ on_both!(
     a_former_owner_cannot_save_a_claimed_bucket,
     a_save_whose_response_was_lost_is_not_written_twice,
     old_rows_are_deleted,
+    windows_are_read_back_as_they_were_measured,
+    what_two_owners_saved_of_a_second_counts_once,
+    an_earlier_incarnation_of_a_name_is_no_load,
+    a_history_of_an_older_release_is_read_with_what_it_has,
+    what_no_window_can_need_is_deleted_early,
 );
 
 #[tokio::test]
@@ -232,7 +391,7 @@ fn both_databases_have_migrations_of_the_same_names() {
         names.collect::<Vec<_>>()
     };
     assert_eq!(names(&sqlite::MIGRATIONS), names(&postgres::MIGRATIONS));
-    assert_eq!(names(&sqlite::MIGRATIONS).len(), 2);
+    assert_eq!(names(&sqlite::MIGRATIONS).len(), 3);
 }
 
 #[test]

@@ -6,13 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use contract::frame::SourceKind;
 use contract::ids::{Bucket, Position};
 use store::sql::Connection;
 
 use super::sql::{Arg, Sql};
 use super::{postgres, sqlite};
+use crate::coverage::Measured;
 use crate::open::OpenUsage;
-use crate::panes::{Pane, PaneKey, Spans};
+use crate::panes::{InstanceChunk, Pane, PaneKey, Spans};
 use crate::ready::ReadyChange;
 
 /// Rows per insert.
@@ -28,6 +30,8 @@ pub(crate) struct SaveBatch {
     pub buckets: BTreeMap<Bucket, BucketSave>,
     pub panes: BTreeMap<PaneKey, Pane>,
     pub covered: BTreeMap<Bucket, Spans>,
+    pub measured: BTreeMap<(Bucket, SourceKind), Vec<Measured>>,
+    pub instances: Vec<InstanceChunk>,
     pub ready: Vec<ReadyChange>,
     /// The current second.
     pub now: i64,
@@ -156,6 +160,15 @@ pub(super) async fn write(
             extend_coverage(connection, *bucket, *start, *end).await?;
         }
     }
+    for ((bucket, kind), spans) in &batch.measured {
+        for span in spans.iter().filter(|_| is_ours(bucket)) {
+            extend_measured(connection, *bucket, kind, span).await?;
+        }
+    }
+    let chunks = batch.instances.iter();
+    for chunk in chunks.filter(|chunk| is_ours(&chunk.endpoint.bucket())) {
+        write_instances(connection, chunk).await?;
+    }
     let ready = batch.ready.iter();
     for change in ready.filter(|change| is_ours(&change.endpoint.bucket())) {
         write_ready(connection, change).await?;
@@ -247,6 +260,75 @@ async fn extend_coverage(
     Ok(())
 }
 
+/// The longest row of measured seconds. Their length is read back as an average over the row.
+const MEASURED_ROW_SECONDS_MAX: i64 = 600;
+
+/// Adds measured seconds, which usually continue where the last ones ended.
+async fn extend_measured(
+    connection: &mut Connection<'_>,
+    bucket: Bucket,
+    kind: &SourceKind,
+    span: &Measured,
+) -> sqlx::Result<()> {
+    let key = || [i64::from(bucket.0).into(), Arg::from(kind.as_str())];
+    let [of_bucket, of_kind] = key();
+    let extended = Sql::new(
+        "UPDATE history_measured SET \"end\" = $4, length_us = length_us + $5 \
+         WHERE bucket = $1 AND kind = $2 AND \"end\" = $3 AND partial = $6 AND start >= $7",
+    )
+    .with([
+        of_bucket,
+        of_kind,
+        span.start.into(),
+        span.end.into(),
+        (span.length_us as i64).into(),
+        i64::from(span.is_partial).into(),
+        (span.end - MEASURED_ROW_SECONDS_MAX).into(),
+    ])
+    .execute(connection)
+    .await?;
+    if extended == 0 {
+        let [of_bucket, of_kind] = key();
+        Sql::new(
+            "INSERT INTO history_measured (bucket, kind, start, \"end\", partial, length_us) \
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (bucket, kind, start) DO NOTHING",
+        )
+        .with([
+            of_bucket,
+            of_kind,
+            span.start.into(),
+            span.end.into(),
+            i64::from(span.is_partial).into(),
+            (span.length_us as i64).into(),
+        ])
+        .execute(connection)
+        .await?;
+    }
+    Ok(())
+}
+
+async fn write_instances(
+    connection: &mut Connection<'_>,
+    chunk: &InstanceChunk,
+) -> sqlx::Result<()> {
+    let doc = serde_json::to_string(&chunk.seconds);
+    let doc = doc.map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
+    Sql::new(
+        "INSERT INTO history_instances (endpoint, deployment, start, \"end\", doc) \
+         VALUES ($1, $2, $3, $4, $5) ON CONFLICT (endpoint, deployment, start) DO NOTHING",
+    )
+    .with([
+        chunk.endpoint.as_str().into(),
+        chunk.deployment.as_str().into(),
+        chunk.start.into(),
+        chunk.end.into(),
+        Arg::Text(doc),
+    ])
+    .execute(connection)
+    .await
+    .map(|_| ())
+}
+
 async fn write_ready(connection: &mut Connection<'_>, change: &ReadyChange) -> sqlx::Result<()> {
     Sql::new(
         "INSERT INTO history_ready (endpoint, deployment, second, instances) \
@@ -264,8 +346,13 @@ async fn write_ready(connection: &mut Connection<'_>, change: &ReadyChange) -> s
     .map(|_| ())
 }
 
-/// Deletes old rows of all buckets; any meter may do so.
-pub(super) async fn prune(connection: &mut Connection<'_>, before: i64) -> sqlx::Result<()> {
+/// Deletes old rows of all buckets; any meter may do so. What only windows of rules need is older than
+/// `windows_before`.
+pub(super) async fn prune(
+    connection: &mut Connection<'_>,
+    before: i64,
+    windows_before: i64,
+) -> sqlx::Result<()> {
     let panes = match connection {
         Connection::Sqlite(_) => sqlite::PRUNE_PANES,
         Connection::Postgres(..) => postgres::PRUNE_PANES,
@@ -278,6 +365,15 @@ pub(super) async fn prune(connection: &mut Connection<'_>, before: i64) -> sqlx:
         .with([before.into()])
         .execute(connection)
         .await?;
+    for text in [
+        "DELETE FROM history_measured WHERE \"end\" < $1",
+        "DELETE FROM history_instances WHERE \"end\" < $1",
+    ] {
+        Sql::new(text)
+            .with([windows_before.into()])
+            .execute(connection)
+            .await?;
+    }
     // Keep the last change before the limit, which determines the count after it.
     Sql::new(
         "DELETE FROM history_ready WHERE second < $1 AND second < \

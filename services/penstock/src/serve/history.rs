@@ -1,7 +1,10 @@
-//! Historical measurements: owned by the meter, shown by control.
+//! Historical measurements: owned by the meter, shown by control, and read by the autoscaler to refill windows.
 
+use autoscaler::{PastError, PastRequest, PastSource};
 use control::{HistoryQuery, HistorySource, SourceError};
-use meter::{History, Query};
+use domain::measure::Past;
+use meter::{History, HistoryLocation, PastQuery, Query};
+use tokio::sync::OnceCell;
 
 /// The meter's history, as control's [`HistorySource`].
 pub struct MeterHistory {
@@ -35,5 +38,36 @@ impl HistorySource for MeterHistory {
             .map(serde_json::to_value)
             .collect::<Result<_, _>>()
             .map_err(|error| failed(error.to_string()))
+    }
+}
+
+/// The meter's history, as the autoscaler's [`PastSource`].
+pub struct MeterPast {
+    location: HistoryLocation,
+    history: OnceCell<History>,
+}
+
+impl MeterPast {
+    /// That of a meter in this process, or of meters in others, which is opened when it is first needed.
+    pub fn new(location: HistoryLocation, own: Option<History>) -> Self {
+        Self {
+            location,
+            history: OnceCell::new_with(own),
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl PastSource for MeterPast {
+    async fn past(&self, request: &PastRequest) -> Result<Past, PastError> {
+        let open = || History::open_read_only(&self.location);
+        let history = self.history.get_or_try_init(open).await?;
+        let query = PastQuery {
+            endpoint: request.endpoint.clone(),
+            deployment: request.deployment.clone(),
+            created_at: request.created_at,
+            from: request.from,
+        };
+        Ok(history.past(&query).await?)
     }
 }

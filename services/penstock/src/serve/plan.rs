@@ -167,6 +167,8 @@ pub struct Startup<'a> {
     pub addresses: Addresses,
     /// Set by the meter, if it runs in this process.
     pub history: Option<Arc<dyn HistorySource>>,
+    /// The same, for the windows of rules.
+    pub past: Option<meter::History>,
     /// The URL of the admin listener, once it is open.
     pub admin: Option<String>,
     /// The task group of the service that is being started.
@@ -187,6 +189,7 @@ impl<'a> Startup<'a> {
             groups,
             addresses: Addresses::default(),
             history: None,
+            past: None,
             admin: None,
             group: TaskGroupName::Log,
         }

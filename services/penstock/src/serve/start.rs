@@ -8,6 +8,7 @@ use std::time::Duration;
 use actuator::logs::{NodeLogs, router};
 use actuator::node::{NodeConfig, NodeDeps};
 use anyhow::Context;
+use autoscaler::PastSource;
 use axum::Router;
 use backends::process::node_id;
 use bus::Bus;
@@ -27,7 +28,7 @@ use super::args::ServeArgs;
 use super::backends::{BACKENDS, BackendSetup};
 use super::context::ServerContext;
 use super::folder_logs::FolderLogs;
-use super::history::MeterHistory;
+use super::history::{MeterHistory, MeterPast};
 use super::member_logs::MemberLogs;
 use super::plan::{Plan, Startup};
 use super::service::Service;
@@ -212,6 +213,7 @@ pub async fn meter(startup: &mut Startup<'_>) -> anyhow::Result<()> {
     let config = meter::Config::with_history(location);
     let meter = Meter::open(config.clone(), deps.clone()).await?;
     let history = Arc::new(MeterHistory::new(meter.history()));
+    startup.past = Some(meter.history());
     let group = startup.group();
     let (stop, mut opened) = (group.stop.clone(), Some(meter));
     let run = move || {
@@ -355,16 +357,26 @@ pub async fn admin(startup: &mut Startup<'_>) -> anyhow::Result<Option<String>> 
     Ok(Some(url))
 }
 
+/// The history from which windows are refilled, if this process can read it: its own meter's, or the one
+/// next to the log in a shared database.
+fn past(startup: &Startup<'_>) -> Option<Arc<dyn PastSource>> {
+    let location = history_location(startup.args, startup.ctx);
+    let own = startup.past.clone();
+    let is_readable = own.is_some() || !matches!(location, HistoryLocation::File(_));
+    is_readable.then(|| Arc::new(MeterPast::new(location, own)) as Arc<dyn PastSource>)
+}
+
 pub fn autoscaler(startup: &mut Startup<'_>) -> anyhow::Result<()> {
     let ctx = startup.ctx;
+    let past = past(startup);
     let group = startup.group();
     let (deps, stop) = (deps(ctx)?, group.stop.clone());
     let (metrics, health) = (ctx.metrics.clone(), ctx.health.clone());
     let zones = ctx.zones.clone();
     let run = move || {
         let (deps, zones, stop) = (deps.clone(), zones.clone(), stop.clone());
-        let (metrics, health) = (metrics.clone(), health.clone());
-        async move { autoscaler::run(deps, zones, &metrics, &health, stop).await }
+        let (past, metrics, health) = (past.clone(), metrics.clone(), health.clone());
+        async move { autoscaler::run(deps, zones, past, &metrics, &health, stop).await }
     };
     group.spawn(supervise("autoscaler", group.stop.clone(), run));
     Ok(())

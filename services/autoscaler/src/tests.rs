@@ -1,0 +1,228 @@
+//! What an autoscaler that has just started decides on measurements from before its start.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use contract::decision::Decision;
+use contract::ids::Position;
+use contract::log::Actor;
+use domain::measure::{Load, MeasuredSpan, Past, PastOfKind};
+use runtime::consumer::Fold;
+use runtime::ids::{Ids, SeededIds};
+use serde_json::json;
+
+use super::*;
+
+const START: i64 = 1_790_000_000;
+
+fn second(second: i64) -> Timestamp {
+    Timestamp::from_secs(START + second)
+}
+
+fn key() -> EndpointKey {
+    EndpointKey::new(&"iris".parse().unwrap())
+}
+
+/// The example of an event, which is about `iris` and its deployment `blue`.
+fn golden(type_name: &str) -> Event {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let file = format!("../../libs/contract/tests/golden/events/{type_name}.v1.json");
+    let text = std::fs::read_to_string(folder.join(file)).unwrap();
+    Event::decode(type_name, 1, &text).unwrap()
+}
+
+/// A policy that scales out by one instance above four concurrent requests over so many seconds.
+fn policy(revision: u64, window_seconds: u64) -> Event {
+    let Event::AutoscaleSet(mut set) = golden("autoscale.set") else {
+        panic!("another event");
+    };
+    set.revision = revision;
+    let rules = json!([{
+        "name": "busy", "when": "> 4", "scale": {"direction": "out", "by": 1, "cooldown": "0s"},
+        "metric": {"name": "concurrency", "window": format!("{window_seconds}s")},
+    }, {
+        "name": "idle", "when": "< 1", "scale": {"direction": "in", "by": 1, "cooldown": "0s"},
+        "metric": {"name": "concurrency", "window": format!("{window_seconds}s")},
+    }]);
+    set.spec.profiles[0].rules = serde_json::from_value(rules).unwrap();
+    set.spec.stabilization = serde_json::from_value(json!({"out": "0s", "in": "0s"})).unwrap();
+    Event::AutoscaleSet(set)
+}
+
+/// A history in which this many requests were in flight in every second.
+struct Recorded {
+    concurrency: Option<u64>,
+    requests: Mutex<Vec<PastRequest>>,
+}
+
+#[async_trait::async_trait]
+impl PastSource for Recorded {
+    async fn past(&self, request: &PastRequest) -> Result<Past, PastError> {
+        self.requests.lock().unwrap().push(request.clone());
+        let concurrency = self.concurrency.ok_or("the disk is gone")?;
+        let (from, end) = (request.from.secs(), START + 100);
+        let load = Load {
+            in_flight_us: concurrency * 1_000_000,
+            ..Load::default()
+        };
+        let gateways = PastOfKind {
+            from,
+            measured: vec![MeasuredSpan {
+                start: from,
+                end,
+                is_partial: false,
+                length_us: 1_000_000,
+            }],
+            known: [(from, end)].into_iter().collect(),
+            loads: (from..end).map(|second| (second, load.clone())).collect(),
+            ..PastOfKind::default()
+        };
+        Ok(Past {
+            kinds: BTreeMap::from([(SourceKind::GATEWAY, gateways)]),
+        })
+    }
+}
+
+struct Harness {
+    autoscaler: Autoscaler,
+    source: Arc<Recorded>,
+    state: EndpointState,
+    position: u64,
+    ids: SeededIds,
+}
+
+impl Harness {
+    /// An endpoint with a count of 2, and an autoscaler that starts 102 seconds later.
+    fn new(concurrency: Option<u64>) -> Self {
+        let source = Arc::new(Recorded {
+            concurrency,
+            requests: Mutex::default(),
+        });
+        let mut harness = Self {
+            autoscaler: Autoscaler::default(),
+            source: source.clone(),
+            state: EndpointState::default(),
+            position: 0,
+            ids: SeededIds::new(1),
+        };
+        for event in ["endpoint.created", "deployment.created"] {
+            harness.apply(golden(event), second(0));
+        }
+        harness.apply(policy(1, 60), second(1));
+        let first = harness.evaluate(second(1)).remove(0);
+        assert_eq!(first.granted, 2);
+        harness.apply(Event::ScalingDecided(Box::new(first)), second(1));
+        harness.autoscaler = Autoscaler {
+            refills: Some(Refills::start(source)),
+            ..Autoscaler::default()
+        };
+        harness
+    }
+
+    fn apply(&mut self, event: Event, time: Timestamp) {
+        self.position += 1;
+        let kind = match event {
+            Event::ScalingDecided(_) => StreamKind::Scaling,
+            _ => StreamKind::Endpoint,
+        };
+        let record = Record {
+            position: Position(self.position),
+            prev: Position(self.position - 1),
+            bucket: key().bucket(),
+            stream: StreamName::of(kind, &key()),
+            version: self.position,
+            id: self.ids.event_id(time),
+            time,
+            actor: Actor::service("test"),
+            event,
+        };
+        AutoscalerFold.apply(&key(), &mut self.state, &record);
+        self.autoscaler.applied(&key(), &record, ());
+    }
+
+    fn evaluate(&mut self, now: Timestamp) -> Vec<Decision> {
+        let outputs = self.autoscaler.evaluate(&key(), &self.state, now);
+        let events = outputs.events.into_iter();
+        let decision = |(_, event)| match event {
+            Event::ScalingDecided(decision) => *decision,
+            other => panic!("{other:?}"),
+        };
+        events.map(decision).collect()
+    }
+
+    /// Waits for what was asked for.
+    async fn until_refilled(&mut self, now: Timestamp) {
+        while self.autoscaler.refill(now).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_first_decision_after_a_start_rests_on_what_was_measured_before() {
+    let mut harness = Harness::new(Some(20));
+    assert_eq!(harness.evaluate(second(102)), []);
+    harness.until_refilled(second(102)).await;
+    let decision = harness.evaluate(second(102)).remove(0);
+    assert_eq!((decision.from, decision.granted), (2, 3));
+    assert_eq!(decision.decided_by.as_deref(), Some("busy"));
+    let signal = decision.inputs.signals["concurrency/60s/average"];
+    assert_eq!((signal.value, signal.warming), (Some(20.0), false));
+}
+
+#[tokio::test]
+async fn a_window_with_a_gap_scales_out_and_not_in_and_the_words_say_until_when() {
+    let mut harness = Harness::new(Some(0));
+    harness.evaluate(second(110));
+    harness.until_refilled(second(110)).await;
+    let decision = harness.evaluate(second(110)).remove(0);
+    assert_eq!((decision.from, decision.granted), (2, 2));
+    let complete_at = decision.inputs.signals["concurrency/60s/average"].complete_at;
+    let because = &decision.rules[1].because;
+    let words = format!(
+        "only 53 of 60 s are measured, so it does not scale in before {}",
+        complete_at.unwrap()
+    );
+    assert!(because.contains(&words), "{because}");
+    let explained = domain::autoscale::explain::text(&decision);
+    assert!(
+        explained.contains("nothing scales in before"),
+        "{explained}"
+    );
+}
+
+#[tokio::test]
+async fn a_longer_window_is_refilled_when_the_policy_changes() {
+    let mut harness = Harness::new(Some(20));
+    harness.evaluate(second(102));
+    harness.until_refilled(second(102)).await;
+    harness.apply(policy(2, 90), second(103));
+    assert_eq!(harness.evaluate(second(103)), []);
+    harness.until_refilled(second(103)).await;
+    let decision = harness.evaluate(second(103)).remove(0);
+    let signal = decision.inputs.signals["concurrency/90s/average"];
+    assert_eq!((decision.granted, signal.value), (3, Some(20.0)));
+    assert!(!signal.warming);
+    let requests = harness.source.requests.lock().unwrap();
+    let from: Vec<Timestamp> = requests.iter().map(|request| request.from).collect();
+    assert_eq!(from, [second(39), second(10)]);
+}
+
+#[tokio::test]
+async fn a_source_that_fails_delays_decisions_briefly_and_changes_nothing_else() {
+    let mut harness = Harness::new(None);
+    assert_eq!(harness.evaluate(second(102)), []);
+    harness.until_refilled(second(102)).await;
+    let decision = harness.evaluate(second(102)).remove(0);
+    assert_eq!((decision.from, decision.granted), (2, 2));
+    let requests = harness.source.requests.lock().unwrap();
+    assert_eq!(requests.len(), 1);
+}
+
+#[tokio::test]
+async fn a_source_that_does_not_answer_is_not_waited_for() {
+    let mut harness = Harness::new(Some(20));
+    assert_eq!(harness.evaluate(second(102)), []);
+    assert_eq!(harness.evaluate(second(103)), []);
+    assert_eq!(harness.evaluate(second(104)).len(), 1);
+}

@@ -853,3 +853,19 @@ fn installation_and_node_ids_are_created_once() {
     assert_eq!(ids(), first);
     assert!(!first.1.contains('/') && first.0 != first.1);
 }
+
+/// The id of a node whose file is gone, after the Penstock that ran an instance was killed.
+fn node_without_its_file(data: &Path) -> String {
+    let _ = fs::remove_file(data.join("node"));
+    node_id(data).unwrap()
+}
+
+#[tokio::test]
+async fn a_node_without_its_file_is_the_node_of_the_instances_that_still_run() {
+    let data = tempfile::tempdir().unwrap();
+    Parent::start(data.path(), &[start_spec("a-1", 1, &Behaviour::default())]).kill_when_ready(1);
+    assert_eq!(node_without_its_file(data.path()), "node-1");
+    let backend = open(data.path()).await;
+    removed(&backend, &"a-1".to_owned().into(), GRACE).await;
+    assert_ne!(node_without_its_file(data.path()), "node-1");
+}

@@ -10,6 +10,7 @@ mod grpc_health;
 mod host;
 mod launch;
 mod limit;
+mod node;
 mod os;
 mod probe;
 mod record;
@@ -43,7 +44,8 @@ use shortage::{SHORTAGE_RETRY_PAUSE, StartError};
 
 pub use host::{Host, UnknownHost};
 pub use limit::become_instance;
-pub use record::{installation_id, node_id};
+pub use node::node_id;
+pub use record::installation_id;
 pub use shortage::{ResourceLimits, ShortageListener};
 
 /// How often output files are marked and rotated.
@@ -442,6 +444,7 @@ impl Shared {
                 process: None,
                 port: None,
                 host: self.config.host.clone(),
+                node: self.config.node.clone(),
                 format: RECORD_FORMAT,
             },
             phase: ObservedPhase::Starting,
@@ -535,6 +538,7 @@ impl Shared {
                 process: None,
                 port: None,
                 host: self.config.host.clone(),
+                node: self.config.node.clone(),
                 format: RECORD_FORMAT,
             },
             phase: ObservedPhase::Removed { code: None },

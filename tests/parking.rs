@@ -123,7 +123,11 @@ impl Harness {
                 run.await.unwrap();
             }),
             "actuator" => tokio::spawn(async move {
-                let run = actuator::planner::run(Some("n".into()), deps, &health, stop);
+                let own = actuator::planner::OwnNode {
+                    id: "n".into(),
+                    is_only: false,
+                };
+                let run = actuator::planner::run(Some(own), deps, &health, stop);
                 run.await.unwrap();
             }),
             "node" => {
@@ -144,6 +148,7 @@ impl Harness {
             data: self.folder.path().to_owned(),
             seal_key: None,
             replica: None,
+            only_node: None,
             gateway: None,
             limits: control::Limits::default(),
             own_secrets: OwnSecrets::default(),
@@ -228,6 +233,7 @@ fn key(endpoint: &str) -> EndpointKey {
 fn node_config() -> NodeConfig {
     NodeConfig {
         node: "n".into(),
+        is_only: false,
         address: None,
         keep_instances: true,
         grace: Span::from_secs(1),

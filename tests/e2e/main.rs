@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // tests fail by panicking
 
 mod archives;
+mod availability;
 mod bad_input;
 mod command_line;
 mod descriptors;

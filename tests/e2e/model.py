@@ -1,9 +1,10 @@
 """A small model server for tests: slow to start, slow to answer, or streaming, as it is told.
 
-usage: model.py PORT [--import SECONDS] [--health PATH]
+usage: model.py PORT [--import SECONDS] [--health PATH] [--sick FILE] [--asked FILE]
 
 It listens only once it has "imported" its model. `GET PATH` (default /health) is answered 200, every other
-GET 404. `POST /score/wait?seconds=S` answers after S seconds; `POST /score/stream?events=N` sends N
+GET 404, and `GET /live` 500 while the file `--sick` names this process. The path of every GET is appended to the
+file `--asked`. `POST /score/wait?seconds=S` answers after S seconds; `POST /score/stream?events=N` sends N
 server-sent events and then nothing more, without ending the stream.
 """
 
@@ -17,7 +18,17 @@ arguments = argparse.ArgumentParser()
 arguments.add_argument("port", type=int)
 arguments.add_argument("--import", dest="seconds", type=float, default=0)
 arguments.add_argument("--health", default="/health")
+arguments.add_argument("--sick")
+arguments.add_argument("--asked")
 arguments = arguments.parse_args()
+
+
+def is_sick():
+    try:
+        with open(arguments.sick) as sick:
+            return str(os.getpid()) in sick.read().split()
+    except OSError:
+        return False
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -29,7 +40,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self):
-        self.answer(200 if self.path == arguments.health else 404)
+        if arguments.asked:
+            with open(arguments.asked, "a") as asked:
+                asked.write(self.path + "\n")
+        if self.path == "/live":
+            self.answer(500 if is_sick() else 200)
+        else:
+            self.answer(200 if self.path == arguments.health else 404)
 
     def do_POST(self):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -1,4 +1,5 @@
-//! How `penstock serve` ends: by which signals, and what becomes of instances and data.
+//! How `penstock serve` ends, by which signals, what becomes of instances and data, and how the next one goes
+//! on.
 
 use crate::support::{DataFolder, Penstock, eventually};
 
@@ -21,8 +22,11 @@ async fn closing_the_terminal_ends_the_instances_too() {
     .await;
     // It has left the data folder, and recorded that it stopped them.
     let penstock = eventually_started(&folder).await;
-    let stopped = penstock.instances("iris", "blue", "stopped").await;
-    assert_eq!(stopped.len(), 2, "{stopped:#?}");
+    eventually("both to be recorded as stopped", || async {
+        let stopped = penstock.instances("iris", "blue", "stopped").await;
+        (stopped.len() == 2).then_some(())
+    })
+    .await;
     penstock.verify().await;
 }
 
@@ -81,4 +85,72 @@ async fn ctrl_c_says_that_instances_keep_running_if_they_do() {
     );
     assert!(text.contains("\"running\":2"), "{text}");
     assert_eq!(folder.instance_processes().len(), 2);
+}
+
+fn forget_node(folder: &DataFolder) {
+    std::fs::remove_file(folder.path().join("node")).unwrap();
+}
+
+#[tokio::test]
+async fn a_node_whose_file_is_gone_keeps_what_it_runs() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    penstock.deploy("iris", "blue", 2).await;
+    let key = penstock.key("iris").await;
+    let before = folder.instance_processes();
+    penstock.kill().await;
+    forget_node(&folder);
+    let penstock = Penstock::start(&folder).await;
+    penstock.until_ready_instances("iris", "blue", 2).await;
+    assert_eq!(folder.instance_processes(), before);
+    let answer = penstock.score("iris", &key).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+}
+
+#[tokio::test]
+async fn a_new_node_id_takes_over_what_the_former_one_ran_at_once() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    penstock.deploy("iris", "blue", 2).await;
+    let former = penstock.instances("iris", "blue", "ready").await[0]["node"].clone();
+    assert!(penstock.stop().await.success());
+    forget_node(&folder);
+    let penstock = Penstock::start(&folder).await;
+    penstock.until_ready_instances("iris", "blue", 2).await;
+    eventually(
+        "those that the former node ran to be listed as stopped",
+        || async {
+            let stopped = penstock.instances("iris", "blue", "stopped").await;
+            (stopped.len() == 2 && stopped.iter().all(|one| one["node"] == former)).then_some(())
+        },
+    )
+    .await;
+    // Nothing more was requested on the former node.
+    let all = penstock.get("/v1/instances?endpoint=iris&limit=500").await;
+    assert_eq!(all["items"].as_array().unwrap().len(), 4, "{all:#}");
+    penstock.verify().await;
+}
+
+#[tokio::test]
+async fn a_new_node_id_takes_over_what_still_runs() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    penstock.deploy("iris", "blue", 2).await;
+    let key = penstock.key("iris").await;
+    let before = folder.instance_processes();
+    penstock.kill().await;
+    std::fs::write(folder.path().join("node"), "node-another\n").unwrap();
+    let penstock = Penstock::start(&folder).await;
+    eventually("the new node to have the instances", || async {
+        let ready = penstock.instances("iris", "blue", "ready").await;
+        let are_taken_over = ready.iter().all(|one| one["node"] == "node-another");
+        (ready.len() == 2 && are_taken_over).then_some(())
+    })
+    .await;
+    assert_eq!(folder.instance_processes(), before);
+    let answer = penstock.score("iris", &key).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    penstock.verify().await;
+    assert!(penstock.stop().await.success());
+    assert_eq!(folder.instance_processes(), Vec::<u32>::new());
 }

@@ -19,7 +19,7 @@ use crate::world::{NODES, Rng};
 pub fn assert_independent_of_snapshots(records: &[Arc<Record>], rng: &mut Rng, context: &str) {
     assert_same(&AutoscalerFold, records, rng, context);
     assert_same(&PlannerFold, records, rng, context);
-    assert_same(&NodeFold::for_node(NODES[0]), records, rng, context);
+    assert_same(&NodeFold::for_node(NODES[0], false), records, rng, context);
     assert_same(&MeterFold, records, rng, context);
     assert_same(&ModelFold, records, rng, context);
 }

@@ -238,6 +238,7 @@ impl Endpoint {
             drained: &|instance| self.drained.contains(&instance.id),
             members: &shared.members,
             own_node: Some(shared.node.as_str()),
+            is_only_node: false,
             now,
         };
         plan(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::error::CliError;
-use super::kinds::{Kind, KindParser, path_of, table};
+use super::kinds::{Kind, KindParser, name_of_deployment, path_of, table};
 use super::names::Scope;
 use super::output::{Format, Screen, items, print, print_notice, text, yaml};
 use crate::client::{ApiResponse, Client, ClientError};
@@ -89,6 +89,11 @@ pub async fn get(client: &Client, args: &GetArgs, screen: Screen) -> Result<(), 
             {
                 print_notice(&failure);
             }
+            if args.kind == Kind::Deployments {
+                unavailable(&rows)
+                    .iter()
+                    .for_each(|line| print_notice(line));
+            }
             table(args.kind, &rows, screen.now).render(screen.tty)
         }
     };
@@ -115,6 +120,30 @@ pub fn newest_failure(instances: &[Value]) -> Option<String> {
     let newest = failed.next()?;
     let (id, detail) = (text(newest, "/id"), text(newest, "/detail"));
     Some(format!("{id} failed: {detail}"))
+}
+
+/// Deployments whose newest failure is shown; the table has the others too.
+const UNAVAILABLE_MAX: usize = 10;
+
+/// The deployments that lack instances because these fail, each with the newest failure.
+fn unavailable(deployments: &[Value]) -> Vec<String> {
+    let of = |row: &Value, field: &str| text(row, &format!("/status/available/{field}"));
+    let mut lines: Vec<String> = deployments
+        .iter()
+        .filter(|row| matches!(of(row, "reason").as_str(), "Failing" | "Degraded"))
+        .map(|row| {
+            let (reason, message) = (of(row, "reason"), of(row, "message"));
+            format!("{} is {reason}: {message}", name_of_deployment(row))
+        })
+        .collect();
+    let hidden = lines.len().saturating_sub(UNAVAILABLE_MAX);
+    lines.truncate(UNAVAILABLE_MAX);
+    if hidden > 0 {
+        lines.push(format!(
+            "{hidden} more deployments lack instances; see AVAILABLE"
+        ));
+    }
+    lines
 }
 
 /// Removes terminated instances: stopped ones, and failed ones with a replacement requested later, one for
@@ -320,5 +349,35 @@ fn count_after(body: &Value) -> String {
         _ => format!(
             ": the count becomes {own}, the deployment's own; a lower one stays until scaling out is resumed"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment(name: &str, reason: &str) -> Value {
+        json!({
+            "metadata": {"endpoint": "iris", "name": name},
+            "status": {"available": {"reason": reason, "message": "1 of 2 instances is ready"}}
+        })
+    }
+
+    #[test]
+    fn deployments_that_lack_instances_are_listed_with_why() {
+        let rows = ["Ready", "Failing", "ScaledToZero", "Starting"]
+            .map(|reason| deployment("blue", reason));
+        assert_eq!(
+            unavailable(&rows),
+            ["iris/blue is Failing: 1 of 2 instances is ready"]
+        );
+    }
+
+    #[test]
+    fn of_many_deployments_that_lack_instances_some_are_listed() {
+        let rows = vec![deployment("blue", "Degraded"); 12];
+        let lines = unavailable(&rows);
+        assert_eq!(lines.len(), 11);
+        assert!(lines[10].starts_with("2 more "), "{}", lines[10]);
     }
 }

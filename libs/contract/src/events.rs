@@ -706,7 +706,7 @@ pub struct MemberLeft {
 pub enum LeaveReason {
     /// It said goodbye.
     Goodbye,
-    /// It sent no frames for too long.
+    /// It sent no frames for too long, or there can be none: another node has its data folder.
     Silent,
 }
 

@@ -147,6 +147,13 @@ impl StreamName {
         let end = workspace.len() + 1 + endpoint;
         key.get(..end)?.parse().ok()
     }
+
+    /// The node whose reports the stream holds; `None` for other streams.
+    pub fn node(&self) -> Option<&str> {
+        let is_of_node = self.kind() == Some(StreamKind::Node);
+        let (_, node) = self.0.rsplit_once('/').filter(|_| is_of_node)?;
+        Some(node)
+    }
 }
 
 impl FromStr for StreamName {
@@ -203,6 +210,11 @@ mod tests {
             assert_eq!(stream.bucket_key().bucket(), endpoint.bucket(), "{stream}");
             assert_eq!(stream.as_str().parse::<StreamName>().unwrap(), stream);
         }
+        assert_eq!(StreamName::of_node(&endpoint, "n1").node(), Some("n1"));
+        assert_eq!(
+            StreamName::of(StreamKind::Instances, &endpoint).node(),
+            None
+        );
         for stream in [StreamName::access(), StreamName::members()] {
             assert_eq!(stream.bucket_key(), BucketKey::Global, "{stream}");
             assert_eq!(stream.as_str().parse::<StreamName>().unwrap(), stream);

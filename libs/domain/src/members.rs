@@ -3,7 +3,7 @@
 //!
 //! Invariants: a source joins with a hello and leaves with a goodbye, or after a long silence while
 //! others are still heard. If no frames arrive from anyone, the fault is on our side and nobody
-//! leaves.
+//! leaves. Where there can only be one node, any other has left at once.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -239,6 +239,7 @@ impl Members {
 pub struct MemberWatch {
     sources: BTreeMap<Source, SourceState>,
     window: Option<ReceiveWindow>,
+    only_node: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -257,6 +258,16 @@ struct ReceiveWindow {
 }
 
 impl MemberWatch {
+    /// Creates a watch that has observed nothing. `only_node` is the node in this process if there can
+    /// be no other, since store and bus are its own: what the log knows of others is from an earlier run,
+    /// whose data folder this node has.
+    pub fn new(only_node: Option<String>) -> Self {
+        Self {
+            only_node,
+            ..Self::default()
+        }
+    }
+
     /// Observes a frame that arrived at `now`.
     pub fn observe(&mut self, frame: &Frame, now: Timestamp) {
         if frame.bucket != HELLO_BUCKET {
@@ -292,10 +303,10 @@ impl MemberWatch {
 
     /// Returns the events to write now. An event is returned again until `members` reflects it.
     pub fn due(&mut self, members: &Members, now: Timestamp) -> Vec<Event> {
+        let mut events = self.replaced_nodes(members);
         let Some(window) = self.window else {
-            return Vec::new();
+            return events;
         };
-        let mut events = Vec::new();
         for (source, state) in &self.sources {
             let member = members.get(source);
             if state.goodbye && member.is_some() {
@@ -313,7 +324,7 @@ impl MemberWatch {
                 let state = self.sources.get(&source);
                 let last = state.map_or(window.since, |state| state.last.max(window.since));
                 let goodbye = state.is_some_and(|state| state.goodbye);
-                if !goodbye && now.since(last) >= SILENT_AFTER {
+                if !goodbye && !self.is_replaced(&source) && now.since(last) >= SILENT_AFTER {
                     events.push(left(&source, LeaveReason::Silent));
                 }
             }
@@ -322,6 +333,20 @@ impl MemberWatch {
             members.get(source).is_some() || now.since(state.last) < SILENT_AFTER
         });
         events
+    }
+
+    fn replaced_nodes(&self, members: &Members) -> Vec<Event> {
+        let sources = members.sources();
+        let replaced = sources.filter(|source| self.is_replaced(source));
+        replaced
+            .map(|source| left(&source, LeaveReason::Silent))
+            .collect()
+    }
+
+    /// Whether it is a node that the only one has taken the place of.
+    fn is_replaced(&self, source: &Source) -> bool {
+        let only = self.only_node.as_ref();
+        source.kind == SourceKind::NODE && only.is_some_and(|only| *only != source.id)
     }
 }
 

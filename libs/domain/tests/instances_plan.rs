@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use contract::events::{
     DeploymentCreated, DeploymentEvent, DeploymentUpdated, Empty, EndpointCreated, EndpointKeys,
-    Event, InstanceEnded, InstanceEvent, InstanceUnhealthy, LeaveReason, MemberJoined, MemberLeft,
-    RemovalReason, RequestReason, SealedKey,
+    Event, InstanceEnded, InstanceEvent, InstanceStarted, InstanceUnhealthy, LeaveReason,
+    MemberJoined, MemberLeft, RemovalReason, RequestReason, SealedKey,
 };
 use contract::frame::{Source, SourceKind};
 use contract::ids::{Bucket, InstanceId, Name, Position, Uid};
@@ -32,6 +32,7 @@ struct World {
     busy: BTreeSet<InstanceId>,
     members: Members,
     own_node: Option<&'static str>,
+    is_only_node: bool,
     now: Timestamp,
     position: u64,
     ids: u128,
@@ -46,6 +47,7 @@ impl World {
             busy: BTreeSet::new(),
             members: Members::default(),
             own_node: Some("node-1"),
+            is_only_node: false,
             now: Timestamp::from_secs(1_000_000),
             position: 0,
             ids: 0,
@@ -144,6 +146,7 @@ impl World {
             },
             members: &self.members,
             own_node: self.own_node,
+            is_only_node: self.is_only_node,
             now: self.now,
         };
         let mut new_id = || {
@@ -765,6 +768,60 @@ fn our_own_node_is_given_instances_before_it_is_a_member() {
     world.grant(1);
     world.plan();
     assert_eq!(world.by_node(), on(&[("node-1", 1)]));
+}
+
+#[test]
+fn nothing_is_requested_on_another_node_where_there_can_only_be_one() {
+    let mut world = World::new();
+    world.is_only_node = true;
+    world.join("former", &[BackendKind::PROCESS]);
+    world.grant(2);
+    world.plan();
+    assert_eq!(world.by_node(), on(&[("node-1", 2)]));
+}
+
+#[test]
+fn what_a_former_node_ran_is_not_lost_to_the_only_one() {
+    let mut world = World::new();
+    world.own_node = Some("former");
+    world.is_only_node = true;
+    world.join("former", &[BackendKind::PROCESS]);
+    world.grant(2);
+    world.settle();
+    world.own_node = Some("node-1");
+    world.leave("former", LeaveReason::Silent);
+    assert_eq!(world.plan(), []);
+    world.grant(3);
+    world.plan();
+    assert_eq!(world.by_node(), on(&[("former", 2), ("node-1", 1)]));
+}
+
+#[test]
+fn an_instance_is_on_the_node_that_reports_it() {
+    let mut world = World::new();
+    world.grant(1);
+    world.plan();
+    let id = world.ids_in(InstanceState::Starting).remove(0);
+    let started = Event::InstanceStarted(InstanceStarted {
+        id: id.clone(),
+        generation: 1,
+        address: "127.0.0.1:1".into(),
+        pid: None,
+        adopted: true,
+    });
+    let stream = StreamName::of_node(&EndpointKey::new(&name("iris")), "node-2");
+    world.instances.apply(&Record {
+        position: Position(100),
+        prev: Position(99),
+        bucket: Bucket(0),
+        stream,
+        version: 1,
+        id: Uuid::from_u128(100),
+        time: world.now,
+        actor: Actor::service("test"),
+        event: started,
+    });
+    assert_eq!(world.instances.instances[&id].node, "node-2");
 }
 
 #[test]

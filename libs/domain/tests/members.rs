@@ -230,6 +230,17 @@ fn a_silent_node_is_lost_at_once_and_one_that_said_goodbye_after_its_grace() {
 }
 
 #[test]
+fn where_there_can_only_be_one_node_any_other_has_left_at_once() {
+    let mut world = World::default();
+    world.run(0..3, &[gateway("a"), node("former", &[])]);
+    world.watch = MemberWatch::new(Some("n".to_owned()));
+    assert_eq!(world.poll(3), ["-former Silent"]);
+    assert!(world.members.is_lost("former", at(3)));
+    let written = world.run(4..100, &[gateway("a"), node("n", &[])]);
+    assert_eq!(written, ["+n"]);
+}
+
+#[test]
 fn the_allocation_position_moves_only_when_the_set_of_gateways_changes() {
     let mut world = World::default();
     world.run(0..1, &[gateway("a")]);

@@ -59,7 +59,7 @@ fn golden(file: &str) -> Event {
 fn log() -> Vec<Record> {
     let record = |((kind, file), position): ((StreamKind, &str), u64)| {
         let stream = match kind {
-            StreamKind::Node => StreamName::of_node(&iris(), "n"),
+            StreamKind::Node => StreamName::of_node(&iris(), "node-1"),
             kind => StreamName::of(kind, &iris()),
         };
         Record {

@@ -75,6 +75,9 @@ const OBSERVATIONS_MAX: usize = 4096;
 pub struct NodeConfig {
     /// See `backends::process::node_id`.
     pub node: String,
+    /// Whether there can be no other node, since store and bus belong to this process. It takes over what
+    /// a node with another id ran, whose data folder it has.
+    pub is_only: bool,
     /// The URL of this process's admin listener, from which others request logs.
     pub address: Option<String>,
     /// Whether instances outlive this process.
@@ -103,7 +106,7 @@ pub enum NodeError {
     TakenOver { node: String },
 }
 
-/// Runs until `shutdown`, then ends or releases all instances and sends a goodbye. The store must stay
+/// Runs until `shutdown`, then sends a goodbye and ends or releases all instances. The store must stay
 /// open until this returns.
 pub async fn run(
     config: NodeConfig,
@@ -137,7 +140,7 @@ pub async fn run(
     };
     let consumer = Consumer::open(
         consumer_config,
-        NodeFold::for_node(&config.node),
+        NodeFold::for_node(&config.node, config.is_only),
         consumer_deps,
         deps.component.clone(),
     );
@@ -302,6 +305,8 @@ impl Agent {
                 self.deps.component.ready();
             }
         }
+        // First, so that nothing more is requested here while the instances end.
+        self.measure(true).await;
         if self.config.keep_instances {
             let running = self.state.running();
             tracing::info!(
@@ -315,7 +320,6 @@ impl Agent {
         for backend in self.deps.backends.values() {
             backend.release().await;
         }
-        self.measure(true).await;
         Ok(())
     }
 

@@ -19,17 +19,26 @@ use runtime::reconcile::{Deps, Outputs, Reconciler};
 use store::StoreError;
 use tokio_util::sync::CancellationToken;
 
+/// What a planner knows of the node in its process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnNode {
+    /// Its id.
+    pub id: String,
+    /// Whether there can be no other node, since store and bus belong to this process.
+    pub is_only: bool,
+}
+
 /// The planner half of the actuator.
 pub struct Planner {
     /// The node in this process, used until any node is a member.
-    own_node: Option<String>,
+    own_node: Option<OwnNode>,
     ids: Arc<dyn Ids>,
     members: Members,
     drain_watch: DrainWatch,
 }
 
 impl Planner {
-    pub fn new(own_node: Option<String>, ids: Arc<dyn Ids>) -> Self {
+    pub fn new(own_node: Option<OwnNode>, ids: Arc<dyn Ids>) -> Self {
         Self {
             own_node,
             ids,
@@ -42,7 +51,7 @@ impl Planner {
 /// Runs the planner until `shutdown`. `own_node` is the node in this process, if any; it gets instances
 /// before any node is a member.
 pub async fn run(
-    own_node: Option<String>,
+    own_node: Option<OwnNode>,
     deps: Deps,
     health: &Health,
     shutdown: CancellationToken,
@@ -102,7 +111,8 @@ impl Reconciler for Planner {
                     .is_drained(key, instance, &self.members, now)
             },
             members: &self.members,
-            own_node: self.own_node.as_deref(),
+            own_node: self.own_node.as_ref().map(|own| own.id.as_str()),
+            is_only_node: self.own_node.as_ref().is_some_and(|own| own.is_only),
             now,
         };
         let mut new_id = || self.ids.uid();

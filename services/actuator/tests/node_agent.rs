@@ -151,6 +151,7 @@ impl Harness {
         let health = Health::default();
         let config = NodeConfig {
             node: NODE.into(),
+            is_only: false,
             address: Some(ADDRESS.into()),
             keep_instances,
             grace: Span::from_secs(10),

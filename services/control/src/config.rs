@@ -24,6 +24,8 @@ pub struct ControlConfig {
     /// The name of this replica, part of the name of the token in `client.json`. None: there is only
     /// one replica.
     pub replica: Option<String>,
+    /// The node in this process, if there can be no other. None: nodes come and go.
+    pub only_node: Option<String>,
     /// The gateway's address as clients see it, such as `http://127.0.0.1:8080`.
     pub gateway: Option<String>,
     pub limits: Limits,

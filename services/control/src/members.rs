@@ -33,8 +33,9 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 const PAGE: usize = 1000;
 
 /// Records members whenever it holds the lease, until `shutdown`, or until this process closes the
-/// store. The component is ready at once, since another replica may hold the lease.
-pub async fn run(deps: ControlDeps, shutdown: CancellationToken) {
+/// store. The component is ready at once, since another replica may hold the lease. `only_node` is the
+/// node in this process, if there can be no other.
+pub async fn run(deps: ControlDeps, only_node: Option<String>, shutdown: CancellationToken) {
     let component = deps.health.component(MEMBERS);
     component.ready();
     // Unique per run, not only per replica: writes still in flight from a previous run must not be
@@ -42,8 +43,9 @@ pub async fn run(deps: ControlDeps, shutdown: CancellationToken) {
     let (store, holder) = (deps.store.clone(), deps.ids.uid().to_string());
     lease::hold(&store, MEMBERS, &holder, &shutdown, |fence, lost| {
         let (deps, component) = (deps.clone(), component.clone());
+        let watch = MemberWatch::new(only_node.clone());
         async move {
-            let recording = Box::pin(record_members(deps, component.clone(), fence));
+            let recording = Box::pin(record_members(deps, component.clone(), fence, watch));
             if let Some(Err(error)) = lost.run_until_cancelled(recording).await {
                 tracing::debug!(%error, "no longer recording members");
             }
@@ -58,13 +60,14 @@ async fn record_members(
     deps: ControlDeps,
     component: Component,
     fence: Fence,
+    watch: MemberWatch,
 ) -> Result<(), StoreError> {
     let mut frames = deps.bus.subscribe_frames();
     let mut recorder = MemberRecorder {
         deps,
         component,
         fence,
-        watch: MemberWatch::default(),
+        watch,
         members: Members::default(),
         read_position: Position::START,
         is_fenced: false,

@@ -141,7 +141,11 @@ impl Control {
             move || progress.borrow().caught_up,
             stop.clone(),
         );
-        let members = Box::pin(crate::members::run(self.app.deps.clone(), stop.clone()));
+        let members = Box::pin(crate::members::run(
+            self.app.deps.clone(),
+            self.app.config.only_node.clone(),
+            stop.clone(),
+        ));
         let lag = {
             let app = self.app.clone();
             async move {

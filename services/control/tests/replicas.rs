@@ -99,6 +99,7 @@ impl Replica {
             data: data.path().to_owned(),
             seal_key: Some(format!("file:{}", key.display())),
             replica: Some("b".into()),
+            only_node: None,
             gateway: None,
             limits: control::Limits::default(),
             own_secrets: OwnSecrets::default(),

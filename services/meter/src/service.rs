@@ -1,7 +1,8 @@
 //! The main loop: frames and records in, events and panes out.
 //!
 //! Buckets are acquired and released at any time. Frames of a bucket are counted once its events have
-//! been folded, which determines what has been counted already; earlier ones are queued. Store outages
+//! been folded, which determines what has been counted already; earlier ones are queued, after a start also
+//! those of buckets that have yet to be acquired. Store outages
 //! are not fatal: what could not be written is due again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,7 +26,7 @@ use runtime::metrics::Metrics;
 use runtime::parking::catch_panic;
 use store::{Append, Commit, CommitError, Committed, Fence, Store, StoreError};
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -43,6 +44,12 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// Frames of one bucket queued until its events have been folded; the oldest are dropped first.
 const QUEUED_FRAMES_MAX: usize = 4096;
+
+/// Frames queued for buckets that have yet to be acquired; the oldest are dropped first.
+const EARLY_FRAMES_MAX: usize = 65_536;
+
+/// How long frames of such buckets are queued after a start. Afterwards they belong to other meters.
+const ACQUIRED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Unreadable frames queued for buckets whose events have not been folded yet.
 const UNREADABLE_MAX: usize = 65_536;
@@ -97,6 +104,8 @@ pub struct Meter {
 /// In-memory state; what is not in the log is saved to the history.
 struct State {
     buckets: BTreeMap<Bucket, MeteredBucket>,
+    /// Frames that arrived before their bucket was acquired; `None` once that is over.
+    early: Option<VecDeque<Arc<Frame>>>,
     panes: Panes,
     ready: ReadyChanges,
     saved_at: Timestamp,
@@ -149,6 +158,7 @@ impl Meter {
         let history = History::open(&config.history).await?;
         let state = State {
             buckets: BTreeMap::new(),
+            early: Some(VecDeque::new()),
             panes: Panes::default(),
             ready: ReadyChanges::default(),
             saved_at: deps.clock.now(),
@@ -176,10 +186,14 @@ impl Meter {
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), MeterError> {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let early_until = Instant::now() + ACQUIRED_WITHIN;
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
+                () = sleep_until(early_until), if self.state.early.is_some() => {
+                    self.state.early = None;
+                }
                 _ = ticks.tick() => self.tick().await?,
                 step = self.consumer.next() => self.handle(step?).await?,
                 Some(frame) = self.frames.recv() => self.receive_frame(frame),
@@ -286,7 +300,7 @@ impl Meter {
             usage,
             fence,
             is_caught_up: false,
-            queued: VecDeque::new(),
+            queued: self.take_early(bucket),
         };
         self.state.buckets.insert(bucket, owned);
     }
@@ -382,8 +396,30 @@ impl Meter {
                 }
                 owned.queued.push_back(frame);
             }
-            None => {}
+            None => self.queue_early(frame),
         }
+    }
+
+    /// Gateways and nodes of the same process may send frames before the buckets are acquired: these
+    /// would be reported missing.
+    fn queue_early(&mut self, frame: Arc<Frame>) {
+        if let Some(early) = &mut self.state.early {
+            if early.len() >= EARLY_FRAMES_MAX {
+                early.pop_front();
+            }
+            early.push_back(frame);
+        }
+    }
+
+    fn take_early(&mut self, bucket: Bucket) -> VecDeque<Arc<Frame>> {
+        let Some(early) = &mut self.state.early else {
+            return VecDeque::new();
+        };
+        let (taken, left) = std::mem::take(early)
+            .into_iter()
+            .partition(|frame| frame.bucket == bucket);
+        *early = left;
+        taken
     }
 
     fn count(&mut self, frame: &Frame) {

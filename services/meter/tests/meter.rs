@@ -20,6 +20,7 @@ on_both!(
     a_minute_is_written_to_the_log_once_it_is_over,
     an_open_minute_survives_a_restart,
     missing_frames_are_recorded_as_gaps,
+    frames_sent_before_the_buckets_are_acquired_are_counted,
     a_meter_that_was_taken_over_reacquires,
     a_usage_stream_that_moved_on_is_caught_up_with,
     history_has_a_point_for_each_step_and_reports_gaps,
@@ -72,6 +73,25 @@ async fn missing_frames_are_recorded_as_gaps(mut harness: Harness) {
         panic!("{records:?}")
     };
     assert_eq!((gap.first, gap.last), (20, 23));
+    meter.stop().await;
+}
+
+async fn frames_sent_before_the_buckets_are_acquired_are_counted(mut harness: Harness) {
+    let meter = harness.run_on(harness.bus.clone()).await;
+    // It has subscribed, and has not run yet.
+    harness.report(1, 0..20);
+    meter.health.until_ready().await;
+    harness.report(1, 20..60);
+    harness.set_second(60);
+    let minute = harness.next_closed().await;
+    assert_eq!(arrivals(&minute), 60);
+    harness.report(1, 60..120);
+    harness.set_second(120);
+    assert_eq!(
+        arrivals(&harness.next_closed().await),
+        60,
+        "and no gap between"
+    );
     meter.stop().await;
 }
 

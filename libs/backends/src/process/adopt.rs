@@ -182,7 +182,7 @@ async fn end_strays(
 ) -> Result<(), BackendError> {
     let mut kill_at = None;
     loop {
-        let strays: BTreeMap<InstanceId, Option<i32>> = strays(shared, records)
+        let strays: BTreeMap<InstanceId, Option<i32>> = strays(shared, records, adopted)
             .await?
             .into_iter()
             .filter(|(id, _)| !adopted.contains_key(id))
@@ -204,7 +204,9 @@ async fn end_strays(
         };
         if let Some(signal) = signal {
             for (id, group) in strays {
-                let matcher = shared.matcher(&id, group);
+                let mut matcher = shared.matcher(&id, group);
+                let start = records.get(&id).and_then(|record| record.start.as_ref());
+                matcher.output = start.and_then(|start| shared.output_of(start));
                 inspect(shared, move |_| matcher.signal(signal)).await?;
             }
         }
@@ -212,11 +214,13 @@ async fn end_strays(
     }
 }
 
-/// Returns the instances that have running processes: found by tags or, if a program has overwritten
-/// its environment, by its record. With the process group where its leader is known to be alive.
+/// Returns the instances that have running processes: found by tags or control group or, if a program has
+/// overwritten its environment, by its record or its output. With the process group where its leader is
+/// known to be alive.
 async fn strays(
     shared: &Arc<Shared>,
     records: &BTreeMap<InstanceId, InstanceRecord>,
+    adopted: &BTreeMap<InstanceId, (Leader, InstanceRecord)>,
 ) -> Result<BTreeMap<InstanceId, Option<i32>>, BackendError> {
     let tagged = scan(shared).await?.into_iter();
     let mut strays: BTreeMap<_, _> = tagged
@@ -235,6 +239,25 @@ async fn strays(
         }
         Ok(running)
     });
+    let not_adopted = records.iter().filter(|(id, _)| !adopted.contains_key(*id));
+    let outputs: Vec<_> = not_adopted
+        .filter_map(|(id, record)| {
+            let output = shared.output_of(record.start.as_ref()?)?;
+            Some((id.clone(), output))
+        })
+        .collect();
+    let writing = inspect(shared, move |shared| {
+        let mut writing = Vec::new();
+        for (id, output) in &outputs {
+            let mut matcher = shared.matcher(id, None);
+            matcher.output = Some(output.clone());
+            if launch::is_output_locked(output)? && !matcher.pids()?.is_empty() {
+                writing.push((id.clone(), None));
+            }
+        }
+        Ok(writing)
+    });
+    strays.extend(writing.await?);
     strays.extend(running.await?);
     Ok(strays)
 }

@@ -6,10 +6,12 @@
 //! runs without a record; when an instance is reported as ended, all its processes are gone.
 
 mod adopt;
+mod control_group;
 mod grpc_health;
 mod host;
 mod launch;
 mod limit;
+mod node;
 mod os;
 mod probe;
 mod record;
@@ -34,6 +36,7 @@ use tokio_util::task::TaskTracker;
 use crate::logs::{LogLimits, output_path, sweep};
 use crate::watchers::Watchers;
 use crate::{Backend, BackendError, ObservedInstance, ObservedPhase, ResourceSample, StartSpec};
+use control_group::ControlGroups;
 use launch::LaunchContext;
 use os::{CpuMeter, Leader};
 use record::{
@@ -43,7 +46,8 @@ use shortage::{SHORTAGE_RETRY_PAUSE, StartError};
 
 pub use host::{Host, UnknownHost};
 pub use limit::become_instance;
-pub use record::{installation_id, node_id};
+pub use node::node_id;
+pub use record::installation_id;
 pub use shortage::{ResourceLimits, ShortageListener};
 
 /// How often output files are marked and rotated.
@@ -69,6 +73,9 @@ pub struct ProcessConfig {
     pub grace: Span,
     /// How much of this process's resources the instances may use.
     pub resource_limits: ResourceLimits,
+    /// Whether each instance gets a control group of its own where that is allowed, by which processes
+    /// that leave its session and clear their environment are found.
+    pub control_groups: bool,
 }
 
 impl ProcessConfig {
@@ -85,6 +92,7 @@ impl ProcessConfig {
             log_limits: LogLimits::default(),
             grace: Span::from_secs(10),
             resource_limits: ResourceLimits::default(),
+            control_groups: true,
         }
     }
 }
@@ -100,6 +108,7 @@ pub struct ProcessBackend {
 struct Shared {
     config: ProcessConfig,
     launch_context: LaunchContext,
+    control_groups: ControlGroups,
     boot_id: String,
     state: Mutex<State>,
     /// Locked for each write of a record, before its content is read, so that the last write wins.
@@ -264,6 +273,10 @@ impl Shared {
             descriptors: config.resource_limits.instance_descriptors,
         };
         Ok(Self {
+            control_groups: ControlGroups::open(
+                &launch_context.installation,
+                config.control_groups,
+            ),
             launch_context,
             boot_id: os::boot_id().map_err(failed)?,
             state: Mutex::default(),
@@ -442,6 +455,7 @@ impl Shared {
                 process: None,
                 port: None,
                 host: self.config.host.clone(),
+                node: self.config.node.clone(),
                 format: RECORD_FORMAT,
             },
             phase: ObservedPhase::Starting,
@@ -468,6 +482,7 @@ impl Shared {
         let output = output_path(&self.config.data_dir, &start.deployment, id);
         let mut child = launch::launch(start, &self.launch_context, port, &output)?;
         let pid = child.id() as i32;
+        self.control_groups.add(id.as_str(), pid);
         // The process runs from here on: every return must either keep track of it or kill it.
         let process = os::identity(pid, &self.boot_id).map_err(|error| {
             os::kill_unwatched(&mut child);
@@ -535,6 +550,7 @@ impl Shared {
                 process: None,
                 port: None,
                 host: self.config.host.clone(),
+                node: self.config.node.clone(),
                 format: RECORD_FORMAT,
             },
             phase: ObservedPhase::Removed { code: None },
@@ -578,6 +594,7 @@ impl Shared {
             }
             false
         });
+        self.control_groups.remove(id.as_str());
         if let Err(error) = self.persist(id) {
             // The next startup finds no process and records the same end, without the code.
             tracing::warn!(instance = %id, %error, "failed to record end of instance");
@@ -595,7 +612,21 @@ impl Shared {
             installation: self.launch_context.installation.clone(),
             instance: id.as_str().to_owned(),
             group,
+            output: None,
         }
+    }
+
+    /// The output file of an instance.
+    fn output(&self, id: &InstanceId) -> Option<PathBuf> {
+        let state = self.state();
+        let start = state.entries.get(id)?.record.start.as_ref()?;
+        self.output_of(start)
+    }
+
+    /// As the descriptors of its processes show it; `None` without such a file.
+    fn output_of(&self, start: &StartSpec) -> Option<PathBuf> {
+        let path = output_path(&self.config.data_dir, &start.deployment, &start.id);
+        path.canonicalize().ok()
     }
 
     /// Returns nothing if usage cannot be read: that must not be mistaken for an idle instance.

@@ -8,14 +8,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use procfs::process::{FDTarget, Process, Stat};
+use procfs::process::{FDPermissions, FDTarget, Process, Stat};
 use procfs::{Current, Meminfo};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
+use super::control_group;
 use super::launch::{GENERATION, INSTALLATION, INSTANCE};
 use super::record::ProcessIdentity;
 use super::shortage::{DescriptorGuard, ResourceLimits, ok_unless_shortage, proc_unless_shortage};
@@ -89,8 +90,12 @@ pub(super) struct TaggedProcess {
 pub(super) fn scan(installation: &str, boot_id: &str) -> io::Result<Vec<TaggedProcess>> {
     let mut found = Vec::new();
     for stat in live_processes()? {
-        let Some(tags) = process_tags(stat.pid)?.filter(|tags| tags.installation == installation)
-        else {
+        let tags = process_tags(stat.pid)?.filter(|tags| tags.installation == installation);
+        let tags = match tags {
+            Some(tags) => Some(tags),
+            None => tags_by_control_group(stat.pid, installation)?,
+        };
+        let Some(tags) = tags else {
             continue;
         };
         found.push(TaggedProcess {
@@ -104,6 +109,17 @@ pub(super) fn scan(installation: &str, boot_id: &str) -> io::Result<Vec<TaggedPr
         });
     }
     Ok(found)
+}
+
+/// For a process that cleared its environment.
+fn tags_by_control_group(pid: i32, installation: &str) -> io::Result<Option<ProcessTags>> {
+    let instance = control_group::instance_of(pid, installation)?;
+    Ok(instance.map(|instance| ProcessTags {
+        installation: installation.to_owned(),
+        instance,
+        generation: None,
+        port: None,
+    }))
 }
 
 /// Returns `None` if the process has already been reaped.
@@ -140,11 +156,24 @@ pub(super) struct ProcessMatcher {
     /// The process group, while its id is certain to be ours: the leader is alive, or is a child that has
     /// not been reaped.
     pub group: Option<i32>,
+    /// The output of the instance, to find processes by nothing else than that they may write to it. Looking
+    /// at the files of all processes takes long.
+    pub output: Option<PathBuf>,
 }
 
 impl ProcessMatcher {
     fn matches(&self, stat: &Stat) -> io::Result<bool> {
-        Ok(self.group == Some(stat.pgrp) || self.is_tagged(stat.pid)?)
+        if self.group == Some(stat.pgrp) || self.is_tagged(stat.pid)? {
+            return Ok(true);
+        }
+        let instance = control_group::instance_of(stat.pid, &self.installation)?;
+        if instance.is_some_and(|instance| instance == self.instance) {
+            return Ok(true);
+        }
+        match &self.output {
+            Some(output) => may_write(stat.pid, output),
+            None => Ok(false),
+        }
     }
 
     /// A process that left the group still has the tags, unless it cleared its environment.
@@ -199,31 +228,64 @@ impl ProcessMatcher {
     /// Whether one of the processes listens on the port. Unknown counts as yes: descriptors of a process
     /// that changed its user cannot be read.
     pub(super) fn listens_on(&self, port: u16) -> io::Result<bool> {
-        let Some(mut sockets) = proc_unless_shortage(procfs::net::tcp())? else {
+        let Some(listening) = listening_sockets(port)? else {
             return Ok(true);
         };
-        sockets.extend(proc_unless_shortage(procfs::net::tcp6())?.unwrap_or_default());
-        let listening: Vec<u64> = sockets
-            .into_iter()
-            .filter(|socket| {
-                socket.local_address.port() == port && socket.state == procfs::net::TcpState::Listen
-            })
-            .map(|socket| socket.inode)
-            .collect();
         for pid in self.pids()? {
-            let descriptors = Process::new(pid).and_then(|process| process.fd());
-            let Some(descriptors) = proc_unless_shortage(descriptors)? else {
-                return Ok(true);
-            };
-            let found = descriptors.flatten().any(
-                |fd| matches!(fd.target, FDTarget::Socket(inode) if listening.contains(&inode)),
-            );
-            if found {
+            if has_socket(pid, &listening)?.unwrap_or(true) {
                 return Ok(true);
             }
         }
         Ok(false)
     }
+}
+
+/// The sockets that listen on the port, by inode; `None` if they cannot be read.
+fn listening_sockets(port: u16) -> io::Result<Option<Vec<u64>>> {
+    let Some(mut sockets) = proc_unless_shortage(procfs::net::tcp())? else {
+        return Ok(None);
+    };
+    sockets.extend(proc_unless_shortage(procfs::net::tcp6())?.unwrap_or_default());
+    let listening = sockets.into_iter().filter(|socket| {
+        socket.local_address.port() == port && socket.state == procfs::net::TcpState::Listen
+    });
+    Ok(Some(listening.map(|socket| socket.inode).collect()))
+}
+
+/// Whether the process has one of these sockets; `None` if its descriptors cannot be read.
+fn has_socket(pid: i32, sockets: &[u64]) -> io::Result<Option<bool>> {
+    let descriptors = Process::new(pid).and_then(|process| process.fd());
+    Ok(proc_unless_shortage(descriptors)?.map(|descriptors| {
+        let has = |fd: procfs::process::FDInfo| matches!(fd.target, FDTarget::Socket(inode) if sockets.contains(&inode));
+        descriptors.flatten().any(has)
+    }))
+}
+
+/// Whether the process has the file open for writing. Who only reads it, such as `tail`, is not one of the
+/// instance. False if its descriptors cannot be read.
+fn may_write(pid: i32, file: &Path) -> io::Result<bool> {
+    let descriptors = Process::new(pid).and_then(|process| process.fd());
+    let descriptors = proc_unless_shortage(descriptors)?;
+    let is_writer = |fd: procfs::process::FDInfo| {
+        fd.mode().contains(FDPermissions::WRITE)
+            && matches!(&fd.target, FDTarget::Path(target) if target == file)
+    };
+    Ok(descriptors.is_some_and(|mut fds| fds.any(|fd| fd.is_ok_and(is_writer))))
+}
+
+/// The processes that listen on the port, as far as that can be seen, by id with their names.
+pub(super) fn listeners(port: u16) -> io::Result<BTreeMap<i32, String>> {
+    let mut listeners = BTreeMap::new();
+    let listening = listening_sockets(port)?.unwrap_or_default();
+    if listening.is_empty() {
+        return Ok(listeners);
+    }
+    for stat in live_processes()? {
+        if has_socket(stat.pid, &listening)? == Some(true) {
+            listeners.insert(stat.pid, stat.comm);
+        }
+    }
+    Ok(listeners)
 }
 
 /// The first process of an instance, held by a pidfd, which cannot end up referring to another process.

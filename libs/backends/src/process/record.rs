@@ -1,4 +1,4 @@
-//! State of the process backend on disk: its ids, and a record per instance.
+//! State of the process backend on disk: the installation's id, and a record per instance.
 //!
 //! Invariant: a record is written and synced before the action that it announces. So whatever a crash
 //! leaves running has a record, and a removed instance is never started again.
@@ -16,6 +16,9 @@ use uuid::Uuid;
 
 use super::host::Host;
 use crate::{BackendError, StartSpec};
+
+/// The folder of the records, in the data folder.
+pub(super) const FOLDER: &str = "instances";
 
 /// Tombstones that are kept, each a folder. Ids are never reused, so a tombstone only guards against
 /// requests that were delayed; output is kept elsewhere.
@@ -40,6 +43,9 @@ pub(super) struct InstanceRecord {
     /// The host under which it was started.
     #[serde(default)]
     pub host: Host,
+    /// The id of the node that it was started on; empty in records of earlier releases.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node: String,
     /// [`RECORD_FORMAT`], 0 in records of earlier releases.
     #[serde(default)]
     pub format: u32,
@@ -104,7 +110,7 @@ pub(super) struct RecordFolder {
 
 impl RecordFolder {
     pub(super) fn open(data: &Path) -> Result<Self, BackendError> {
-        let root = data.join("instances");
+        let root = data.join(FOLDER);
         fs::create_dir_all(&root).map_err(|error| unusable(&root, error))?;
         let path = root.join("lock");
         let lock = File::create(&path).map_err(|error| unusable(&path, error))?;
@@ -201,7 +207,8 @@ fn upcast(mut record: InstanceRecord) -> InstanceRecord {
     record
 }
 
-fn read_record(folder: &Path) -> io::Result<Option<InstanceRecord>> {
+/// Returns the record in the folder of an instance; `None` if there is none yet.
+pub(super) fn read_record(folder: &Path) -> io::Result<Option<InstanceRecord>> {
     match fs::read(folder.join("record.json")) {
         Ok(bytes) => Ok(Some(upcast(serde_json::from_slice(&bytes)?))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -235,20 +242,11 @@ pub fn installation_id(data: &Path) -> io::Result<String> {
     read_or_create(data, "installation", || Uuid::new_v4().to_string())
 }
 
-/// Returns the id of this node, created once. Whoever has the data folder acts as the node.
-///
-/// # Errors
-///
-/// If the folder cannot be read or written.
-#[expect(clippy::disallowed_methods, reason = "created once for a data folder")]
-pub fn node_id(data: &Path) -> io::Result<String> {
-    read_or_create(data, "node", || {
-        let unique = Uuid::new_v4().simple().to_string();
-        format!("node-{}", &unique[..12])
-    })
-}
-
-fn read_or_create(data: &Path, name: &str, make: impl FnOnce() -> String) -> io::Result<String> {
+pub(super) fn read_or_create(
+    data: &Path,
+    name: &str,
+    make: impl FnOnce() -> String,
+) -> io::Result<String> {
     let path = data.join(name);
     match fs::read_to_string(&path) {
         Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),

@@ -3,6 +3,7 @@
 //! Invariant: a resource shortage of this process neither ends supervision nor stalls a removal: what
 //! cannot be inspected or signalled now is retried until it succeeds.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often an instance is started, on a new port each time, if another process takes its port first.
 const BIND_ATTEMPTS: u32 = 3;
+
+/// How often a lock must be found before it is said that a process holds it.
+const LOCK_CHECKS: usize = 5;
 
 /// Between two checks whether all processes are gone.
 const POLL_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
@@ -262,9 +266,88 @@ impl Supervisor {
             () = shared.released.cancelled() => return,
             () = self.terminate(grace) => {}
         }
+        tokio::select! {
+            () = shared.released.cancelled() => return,
+            () = self.end_writers() => {}
+        }
         let (code, how) = self.leader.reap();
         let code = if reason.is_some() { None } else { code };
-        self.record_exit(code, reason.unwrap_or(how)).await;
+        let mut reason = reason.unwrap_or(how);
+        if let Some(left) = self.left_behind().await {
+            tracing::warn!(instance = %self.id, left, "processes may be left of an ended instance");
+            reason = format!("{reason}; {left}");
+        }
+        self.record_exit(code, reason).await;
+    }
+
+    /// Ends processes that have left the group, cleared their environment, and kept the output.
+    async fn end_writers(&self) {
+        let mut signal = Signal::TERM;
+        let deadline = Instant::now() + STRAY_GRACE.to_std();
+        for pause in POLL_BACKOFF.build() {
+            let Some(output) = self.locked_output().await else {
+                return;
+            };
+            let mut matcher = self.current_matcher().await;
+            matcher.output = Some(output);
+            let sent = self
+                .shared
+                .run_blocking(move |_| matcher.signal(signal))
+                .await;
+            // Those that cannot be seen cannot be ended either.
+            if matches!(sent, None | Some(Ok(0))) {
+                return;
+            }
+            if Instant::now() >= deadline {
+                signal = Signal::KILL;
+            }
+            sleep(pause).await;
+        }
+    }
+
+    /// The output of the instance, if a process still has it open.
+    async fn locked_output(&self) -> Option<PathBuf> {
+        let output = self.shared.output(&self.id)?;
+        let checked = output.clone();
+        let check = self
+            .shared
+            .retry_on_shortage("the check of an output", move |_| {
+                launch::is_output_locked(&checked)
+            });
+        check.await?.then_some(output)
+    }
+
+    /// Checked several times: a child of Penstock between fork and exec briefly holds copies of what Penstock
+    /// has open for a check.
+    async fn output_still_locked(&self) -> Option<PathBuf> {
+        let mut output = None;
+        for pause in POLL_BACKOFF.build().take(LOCK_CHECKS) {
+            output = Some(self.locked_output().await?);
+            sleep(pause).await;
+        }
+        output
+    }
+
+    /// What shows that processes may be left that could not be found: who holds the output or the port.
+    async fn left_behind(&self) -> Option<String> {
+        let output = self.output_still_locked().await;
+        let port = {
+            let state = self.shared.state();
+            state.entries.get(&self.id)?.record.port?
+        };
+        let listeners = self
+            .shared
+            .retry_on_shortage("the check of a port", move |_| os::listeners(port))
+            .await?;
+        let listening = listeners
+            .iter()
+            .map(|(pid, name)| format!("process {pid} ({name}) listens on its port {port}"));
+        let writing = output.map(|output| {
+            let path = output.display();
+            format!("a process that cannot be inspected still has {path} open")
+        });
+        let left: Vec<String> = listening.chain(writing).collect();
+        (!left.is_empty()).then(|| left.join(", "))
     }
 
     /// Sends SIGTERM, then SIGKILL; returns once no process of the instance runs any more.

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
-use std::process::Command;
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -98,6 +99,11 @@ pub fn serve() {
     assert_eq!(env::var("PORT").as_ref(), Ok(&port));
     let host = setting("HOST").unwrap_or_else(|| env::var("PENSTOCK_HOST").unwrap());
     let listener = TcpListener::bind(format!("{host}:{port}")).unwrap();
+    match setting::<String>("ESCAPES").as_deref() {
+        Some("listening") => spawn_escaping(listener.try_clone().ok(), false),
+        Some(output) => spawn_escaping(None, output == "kept"),
+        None => {}
+    }
     static SICK: AtomicBool = AtomicBool::new(false);
     for stream in listener.incoming() {
         thread::spawn(move || {
@@ -114,6 +120,7 @@ pub fn serve() {
                 }
                 "/burn" => burn(),
                 "/missing" => 404,
+                "/exit" => exit_soon(),
                 _ => 200,
             };
             let _ = (&stream).write_all(
@@ -152,6 +159,27 @@ fn spawn_grandchild() {
     let child = Command::new("sleep").arg("600").spawn().unwrap();
     println!("grandchild {}", child.id());
     std::mem::forget(child);
+}
+
+/// Exits once the answer has been sent.
+fn exit_soon() -> u16 {
+    thread::spawn(|| {
+        thread::sleep(Duration::from_millis(50));
+        std::process::exit(5);
+    });
+    200
+}
+
+/// Spawns a process in a session of its own, with an empty environment, with our output or none, and with
+/// this socket.
+fn spawn_escaping(socket: Option<TcpListener>, keeps_output: bool) {
+    let output = if keeps_output { "" } else { ">/dev/null 2>&1" };
+    let script = format!("echo grandchild $$; exec sleep 600 {output}");
+    let status = Command::new("setsid")
+        .args(["--fork", "env", "-i", "sh", "-c", &script])
+        .stdin(socket.map_or_else(Stdio::null, |socket| OwnedFd::from(socket).into()))
+        .status();
+    assert!(status.unwrap().success());
 }
 
 /// Sends a request to a server for its side effect.

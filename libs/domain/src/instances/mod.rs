@@ -45,7 +45,7 @@ pub struct Instance {
     pub revision: u64,
     /// Generation of the latest request about it.
     pub generation: u64,
-    /// Id of the node that it runs on.
+    /// Id of the node that it runs on, or was requested on.
     pub node: String,
     /// Why it was requested.
     pub reason: RequestReason,
@@ -306,6 +306,10 @@ impl Instance {
     fn apply_change(&mut self, record: &Record) {
         match &record.event {
             Event::InstanceStarted(started) => {
+                if let Some(node) = record.stream.node() {
+                    // Another one than it was requested on, if that has taken over its instances.
+                    node.clone_into(&mut self.node);
+                }
                 self.address = Some(started.address.clone());
                 self.pid = started.pid;
                 self.started_at.get_or_insert(record.time);

@@ -14,22 +14,26 @@ use crate::members::Members;
 pub(super) struct Placement<'a> {
     members: &'a Members,
     own_node: Option<&'a str>,
+    only_node: Option<&'a str>,
     now: Timestamp,
     of_deployment: BTreeMap<(Uid, String), u32>,
     of_endpoint: BTreeMap<String, u32>,
 }
 
 impl<'a> Placement<'a> {
-    /// `own_node` is the node in this process, which may not be a member yet.
+    /// `own_node` is the node in this process, which may not be a member yet; `only_node` is that node if
+    /// there can be no other.
     pub(super) fn new(
         instances: &Instances,
         members: &'a Members,
         own_node: Option<&'a str>,
+        only_node: Option<&'a str>,
         now: Timestamp,
     ) -> Self {
         let mut placement = Self {
             members,
             own_node,
+            only_node,
             now,
             of_deployment: BTreeMap::new(),
             of_endpoint: BTreeMap::new(),
@@ -46,8 +50,13 @@ impl<'a> Placement<'a> {
 
     /// Picks, among the nodes that offer the backend, the one with the fewest instances of the
     /// deployment, then of the endpoint. Returns `None` if such a node may come back soon, or if
-    /// there are no nodes.
+    /// there are no nodes. Where there can only be one node, it is that one: the log may still list
+    /// another, which runs nothing any more.
     pub(super) fn place(&mut self, deployment: &Deployment) -> Option<String> {
+        if let Some(only) = self.only_node {
+            self.count(deployment.uid, only.to_owned());
+            return Some(only.to_owned());
+        }
         let backend = &deployment.spec.backend;
         let nodes = &self.members.nodes;
         let allowing = nodes

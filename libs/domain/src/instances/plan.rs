@@ -53,13 +53,20 @@ pub struct PlanContext<'a> {
     pub members: &'a Members,
     /// The node in this process, which may get instances before the log lists it as a member.
     pub own_node: Option<&'a str>,
+    /// Whether there can be no other node than `own_node`.
+    pub is_only_node: bool,
     /// Time of the plan.
     pub now: Timestamp,
 }
 
-impl PlanContext<'_> {
+impl<'a> PlanContext<'a> {
+    /// The only node takes over what a former one ran, so nothing is lost there.
     fn is_lost(&self, instance: &Instance) -> bool {
-        self.members.is_lost(&instance.node, self.now)
+        self.only_node().is_none() && self.members.is_lost(&instance.node, self.now)
+    }
+
+    fn only_node(&self) -> Option<&'a str> {
+        self.own_node.filter(|_| self.is_only_node)
     }
 }
 
@@ -82,7 +89,13 @@ pub fn plan(
             requests.push(drain(endpoint, instance, RemovalReason::NodeLost, None));
         }
     }
-    let mut placement = Placement::new(instances, context.members, context.own_node, context.now);
+    let mut placement = Placement::new(
+        instances,
+        context.members,
+        context.own_node,
+        context.only_node(),
+        context.now,
+    );
     for (deployment_name, deployment) in endpoint.iter().flat_map(|e| &e.deployments) {
         let Some(granted) = context.granted.get(&deployment.uid) else {
             continue;

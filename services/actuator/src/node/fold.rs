@@ -1,4 +1,5 @@
-//! The fold of the node agent: the node's own instances of each endpoint.
+//! The fold of the node agent: the node's own instances of each endpoint, which are all if there can be no
+//! other node.
 
 use contract::events::Event;
 use contract::ids::{EndpointKey, InstanceId};
@@ -10,14 +11,21 @@ use runtime::consumer::Fold;
 /// Folds the instances of one node.
 pub struct NodeFold {
     node: String,
+    /// Whether there can be no other node: it takes over what a former one ran.
+    is_only: bool,
 }
 
 impl NodeFold {
-    /// The fold of the node with this id.
-    pub fn for_node(node: &str) -> Self {
+    /// The fold of the node with this id; with `is_only` also of what other nodes ran.
+    pub fn for_node(node: &str, is_only: bool) -> Self {
         Self {
             node: node.to_owned(),
+            is_only,
         }
+    }
+
+    fn is_own(&self, node: &str) -> bool {
+        self.is_only || node == self.node
     }
 }
 
@@ -60,7 +68,7 @@ impl Fold for NodeFold {
                     }
                 }
             }
-            Event::InstanceRequested(requested) if requested.node != self.node => {}
+            Event::InstanceRequested(requested) if !self.is_own(&requested.node) => {}
             Event::InstanceRequested(requested) => {
                 state.apply(record);
                 change.added = Some(requested.id.clone());
@@ -126,7 +134,7 @@ mod tests {
 
     #[test]
     fn only_own_instances_are_kept_and_they_go_with_their_endpoint() {
-        let (fold, mut state) = (NodeFold::for_node("a"), Instances::default());
+        let (fold, mut state) = (NodeFold::for_node("a", false), Instances::default());
         let mut apply = |position, event| {
             let record = record(position, event);
             (
@@ -144,8 +152,17 @@ mod tests {
     }
 
     #[test]
+    fn the_only_node_takes_over_the_instances_of_any_other() {
+        let (fold, mut state) = (NodeFold::for_node("a", true), Instances::default());
+        let foreign = record(1, requested("rose-blue-2", "b"));
+        let change = fold.apply(&key(), &mut state, &foreign);
+        assert!(change.added.is_some());
+        assert_eq!(state.instances.len(), 1);
+    }
+
+    #[test]
     fn only_the_stream_of_this_node_is_its_own() {
-        let fold = NodeFold::for_node("a");
+        let fold = NodeFold::for_node("a", false);
         assert!(fold.writes(&StreamName::of_node(&key(), "a")));
         assert!(!fold.writes(&StreamName::of_node(&key(), "b")));
         assert!(!fold.writes(&StreamName::of(StreamKind::Endpoint, &key())));

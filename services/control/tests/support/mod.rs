@@ -151,6 +151,7 @@ impl TestWorld {
             data: dir.path().to_owned(),
             seal_key: None,
             replica: None,
+            only_node: None,
             gateway: Some("http://127.0.0.1:8080".into()),
             limits,
             own_secrets,

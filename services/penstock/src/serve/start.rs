@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use actuator::logs::{NodeLogs, router};
 use actuator::node::{NodeConfig, NodeDeps};
+use actuator::planner::OwnNode;
 use anyhow::Context;
 use autoscaler::PastSource;
 use axum::Router;
@@ -257,6 +258,7 @@ pub async fn control(startup: &mut Startup<'_>) -> anyhow::Result<()> {
         data: ctx.data.clone(),
         seal_key: args.seal_key.clone(),
         replica: replica(plan, &ctx.data)?,
+        only_node: only_node(args, plan, ctx)?,
         gateway: (args.gateway_url.clone()).or(startup.addresses.gateway.clone()),
         limits: ctx.budget.limits(Limits::default()),
         own_secrets: ctx.own.clone(),
@@ -318,6 +320,24 @@ fn own_logs(
     let node = node_id(&ctx.data).context("cannot read or create the node's id")?;
     let logs = FolderLogs::new(&ctx.data, ctx.log_readers.clone());
     Ok(Some((node, Arc::new(logs))))
+}
+
+/// The node in this process, if there can be no other.
+fn only_node(args: &ServeArgs, plan: &Plan, ctx: &ServerContext) -> anyhow::Result<Option<String>> {
+    if !is_only_node(args, plan) {
+        return Ok(None);
+    }
+    let node = node_id(&ctx.data).context("cannot read or create the node's id")?;
+    Ok(Some(node))
+}
+
+/// Whether no other process can be a node: it could neither open the embedded store nor reach the bus.
+fn is_only_node(args: &ServeArgs, plan: &Plan) -> bool {
+    let has_own_store = args
+        .store
+        .as_deref()
+        .is_none_or(|url| url.starts_with("sqlite:"));
+    plan.runs(Service::ACTUATOR) && args.bus == "local" && has_own_store
 }
 
 /// The id that distinguishes this control from others on the same store; `None` in an all-in-one process.
@@ -388,7 +408,10 @@ pub async fn actuator(startup: &mut Startup<'_>) -> anyhow::Result<()> {
     let admin = admin(startup).await?;
     let node = node_id(&ctx.data).context("cannot read or create the node's id")?;
     // In an all-in-one process the planner need not wait for the node to join as a member.
-    let own = plan.is_all_in_one().then(|| node.clone());
+    let own = plan.is_all_in_one().then(|| OwnNode {
+        id: node.clone(),
+        is_only: is_only_node(args, plan),
+    });
     planner(own, ctx, startup.groups.of(TaskGroupName::Controllers))?;
     let mut setup = BackendSetup {
         args,
@@ -399,6 +422,7 @@ pub async fn actuator(startup: &mut Startup<'_>) -> anyhow::Result<()> {
     let backends = setup.open(BACKENDS).await?;
     let config = NodeConfig {
         node,
+        is_only: is_only_node(args, plan),
         address: args.admin_url.clone().or(admin),
         // A separate actuator may be replaced while its instances keep serving.
         keep_instances: args.keep_instances || !plan.is_all_in_one(),
@@ -422,7 +446,11 @@ pub async fn actuator(startup: &mut Startup<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn planner(node: Option<String>, ctx: &ServerContext, group: &mut TaskGroup) -> anyhow::Result<()> {
+fn planner(
+    node: Option<OwnNode>,
+    ctx: &ServerContext,
+    group: &mut TaskGroup,
+) -> anyhow::Result<()> {
     let (deps, health, stop) = (deps(ctx)?, ctx.health.clone(), group.stop.clone());
     let run = move || {
         let (node, deps, health, stop) = (node.clone(), deps.clone(), health.clone(), stop.clone());

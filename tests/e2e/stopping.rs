@@ -3,8 +3,12 @@
 
 use crate::support::{DataFolder, Penstock, eventually};
 
-/// Runs a program on a terminal of its own, which closes when this script is killed.
-const TERMINAL: &str = "import pty, sys; pty.spawn(sys.argv[1:])";
+/// Runs a program on a terminal of its own, which closes when this script is killed. SIGHUP is not ignored
+/// there, even if it is for the tests.
+const TERMINAL: &str = "import pty, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); pty.spawn(sys.argv[1:])";
+
+/// Runs a program that does not ignore SIGHUP, even if the tests do.
+const HEEDING_SIGHUP: &str = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])";
 
 fn log(folder: &DataFolder) -> String {
     std::fs::read_to_string(folder.path().join("serve.log")).unwrap()
@@ -44,7 +48,7 @@ async fn eventually_started(folder: &DataFolder) -> Penstock {
 #[tokio::test]
 async fn sighup_ends_it_like_sigterm() {
     let folder = DataFolder::new();
-    let penstock = Penstock::start(&folder).await;
+    let penstock = Penstock::start_through(&folder, "python3", &["-c", HEEDING_SIGHUP]).await;
     penstock.deploy("iris", "blue", 1).await;
     assert!(penstock.stop_by("-HUP").await.success());
     assert_eq!(folder.instance_processes(), Vec::<u32>::new());
@@ -102,9 +106,13 @@ async fn a_node_whose_file_is_gone_keeps_what_it_runs() {
     forget_node(&folder);
     let penstock = Penstock::start(&folder).await;
     penstock.until_ready_instances("iris", "blue", 2).await;
+    // It was killed before it had saved its routes: the gateway gets them a moment after it is ready.
+    eventually("the gateway to serve the endpoint", || async {
+        let answer = penstock.score("iris", &key).send().await.unwrap();
+        (answer.status() == 200).then_some(())
+    })
+    .await;
     assert_eq!(folder.instance_processes(), before);
-    let answer = penstock.score("iris", &key).send().await.unwrap();
-    assert_eq!(answer.status(), 200);
 }
 
 #[tokio::test]

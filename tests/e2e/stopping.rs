@@ -91,6 +91,16 @@ async fn ctrl_c_says_that_instances_keep_running_if_they_do() {
     assert_eq!(folder.instance_processes().len(), 2);
 }
 
+/// Waits until the endpoint is served. A server that was killed before it had saved its routes gives them to
+/// its gateway a moment after it is ready.
+async fn until_served(penstock: &Penstock, key: &str) {
+    eventually("the gateway to serve the endpoint", || async {
+        let answer = penstock.score("iris", key).send().await.unwrap();
+        (answer.status() == 200).then_some(())
+    })
+    .await;
+}
+
 fn forget_node(folder: &DataFolder) {
     std::fs::remove_file(folder.path().join("node")).unwrap();
 }
@@ -106,12 +116,7 @@ async fn a_node_whose_file_is_gone_keeps_what_it_runs() {
     forget_node(&folder);
     let penstock = Penstock::start(&folder).await;
     penstock.until_ready_instances("iris", "blue", 2).await;
-    // It was killed before it had saved its routes: the gateway gets them a moment after it is ready.
-    eventually("the gateway to serve the endpoint", || async {
-        let answer = penstock.score("iris", &key).send().await.unwrap();
-        (answer.status() == 200).then_some(())
-    })
-    .await;
+    until_served(&penstock, &key).await;
     assert_eq!(folder.instance_processes(), before);
 }
 
@@ -155,9 +160,8 @@ async fn a_new_node_id_takes_over_what_still_runs() {
         (ready.len() == 2 && are_taken_over).then_some(())
     })
     .await;
+    until_served(&penstock, &key).await;
     assert_eq!(folder.instance_processes(), before);
-    let answer = penstock.score("iris", &key).send().await.unwrap();
-    assert_eq!(answer.status(), 200);
     penstock.verify().await;
     assert!(penstock.stop().await.success());
     assert_eq!(folder.instance_processes(), Vec::<u32>::new());

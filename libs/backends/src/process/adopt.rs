@@ -282,6 +282,8 @@ fn supervise_adopted(shared: &Arc<Shared>, leader: Leader, record: InstanceRecor
 
 /// Moves the record of an instance without processes to its final phase.
 fn settle(shared: &Shared, mut record: InstanceRecord) {
+    // Its processes ended while nobody was there to remove the group.
+    shared.control_groups.remove(record.id.as_str());
     let (phase, observed) = match record.phase {
         // The start was not carried out: forget it.
         RecordPhase::Starting => {

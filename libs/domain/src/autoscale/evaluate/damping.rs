@@ -27,11 +27,7 @@ impl<R: Recorder> Run<'_, R> {
             let detail = describe::starts_hold(failed);
             stage("starts", recommendation.count, base, detail)
         });
-        let held = Candidate {
-            count: base,
-            rule: recommendation.rule,
-        };
-        (held, Some(DecisionOutcome::HeldByFailedStarts))
+        hold(base, recommendation, DecisionOutcome::HeldByFailedStarts)
     }
 
     /// Keeps the count while requests are refused for lack of capacity: what the refused ones would have
@@ -51,11 +47,7 @@ impl<R: Recorder> Run<'_, R> {
             let detail = describe::refusals(refused);
             stage("refusals", recommendation.count, base, detail)
         });
-        let held = Candidate {
-            count: base,
-            rule: recommendation.rule,
-        };
-        (held, Some(DecisionOutcome::HeldByRefusals))
+        hold(base, recommendation, DecisionOutcome::HeldByRefusals)
     }
 
     /// Limits a scale-in to the lowest count at which no rule would immediately scale out again.
@@ -198,6 +190,19 @@ impl<R: Recorder> Run<'_, R> {
             None => (stabilized, None),
         }
     }
+}
+
+/// The present count in place of a recommendation, whose rule stays named.
+fn hold(
+    base: u32,
+    recommendation: Candidate,
+    outcome: DecisionOutcome,
+) -> (Candidate, Option<DecisionOutcome>) {
+    let held = Candidate {
+        count: base,
+        rule: recommendation.rule,
+    };
+    (held, Some(outcome))
 }
 
 /// The end of a cooldown that is still running.

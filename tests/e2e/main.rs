@@ -18,3 +18,4 @@ mod stopping;
 #[path = "../support/mod.rs"]
 mod support;
 mod time_limits;
+mod usage;

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::support::{DataFolder, Penstock, eventually};
+use crate::time_limits;
 
 /// Metrics by name, with the labels of their samples.
 type Exported = BTreeMap<String, BTreeSet<String>>;
@@ -92,15 +93,18 @@ fn queried(expression: &str) -> Vec<(String, Vec<String>)> {
 async fn every_metric_and_label_that_a_dashboard_or_rule_queries_is_exported() {
     let folder = DataFolder::new();
     let penstock = Penstock::start(&folder).await;
-    penstock.deploy("iris", "blue", 1).await;
+    let mut document = time_limits::document(&[]);
+    document["spec"]["requestSettings"] =
+        json!({"timeout": "5s", "streamIdleTimeout": "100ms", "maxDuration": "1m"});
+    let key = time_limits::deploy(&penstock, &document).await;
     let document = json!({"apiVersion": "penstock/v1", "kind": "Autoscale", "spec": {
         "target": {"endpoint": "iris", "deployment": "blue"},
         "profiles": [{"name": "default", "capacity": {"min": 2, "max": 2, "default": 2}}],
     }});
     penstock.put("/v1/autoscale/iris/blue", &document).await;
     penstock.until_ready_instances("iris", "blue", 2).await;
-    let key = penstock.key("iris").await;
-    penstock.score("iris", &key).send().await.unwrap();
+    // A response that is cut.
+    time_limits::stream(&penstock, &key, 2).await;
     let queried: Vec<_> = expressions()
         .into_iter()
         .flat_map(|(file, expression)| {

@@ -5,6 +5,7 @@
     reason = "tests use the real clock and fresh ids"
 )]
 
+use contract::time::{Span, Timestamp};
 use serde_json::{Value, json};
 
 use crate::lifecycle::Load;
@@ -303,6 +304,20 @@ async fn first_scale_out(penstock: &Penstock) -> Value {
     .await
 }
 
+fn time(recorded: &Value) -> Timestamp {
+    recorded["time"].as_str().unwrap().parse().unwrap()
+}
+
+/// When scaling was last paused or resumed.
+async fn resumed_at(penstock: &Penstock) -> Timestamp {
+    let events = penstock.get("/v1/events?after=0&limit=500").await;
+    let events = events["items"].as_array().unwrap();
+    let resumed = events
+        .iter()
+        .filter(|event| event["type"] == "autoscale.pause-set");
+    resumed.map(time).max().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_crash_the_first_decision_rests_on_what_was_measured_before() {
     let folder = DataFolder::new();
@@ -340,6 +355,8 @@ async fn after_a_crash_the_first_decision_rests_on_what_was_measured_before() {
         assert!(covered >= Some(recorded), "{recorded} {decision:#}");
     }
     assert_eq!(decision["decidedBy"], "busy", "{decision:#}");
+    let took = time(&decision).since(resumed_at(&penstock).await);
+    assert!(took <= Span::from_secs(3), "{took} {decision:#}");
     let cpu = &decision["inputs"]["signals"]["cpu_utilization/60s/average"];
     assert!(cpu["instances"].as_f64() > Some(0.0), "{decision:#}");
     penstock.verify().await;

@@ -91,14 +91,20 @@ async fn ctrl_c_says_that_instances_keep_running_if_they_do() {
     assert_eq!(folder.instance_processes().len(), 2);
 }
 
-/// Waits until the endpoint is served. A server that was killed before it had saved its routes gives them to
-/// its gateway a moment after it is ready.
-async fn until_served(penstock: &Penstock, key: &str) {
-    eventually("the gateway to serve the endpoint", || async {
-        let answer = penstock.score("iris", key).send().await.unwrap();
-        (answer.status() == 200).then_some(())
-    })
-    .await;
+#[tokio::test]
+async fn a_killed_server_serves_every_endpoint_once_it_is_ready() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    penstock.deploy("iris", "blue", 1).await;
+    let key = penstock.key("iris").await;
+    penstock.kill().await;
+    // As if it had been killed before its gateway saved them.
+    let _ = std::fs::remove_file(folder.path().join("gateway-routes.json"));
+    let penstock = Penstock::start(&folder).await;
+    assert_eq!(
+        penstock.score("iris", &key).send().await.unwrap().status(),
+        200
+    );
 }
 
 fn forget_node(folder: &DataFolder) {
@@ -116,7 +122,10 @@ async fn a_node_whose_file_is_gone_keeps_what_it_runs() {
     forget_node(&folder);
     let penstock = Penstock::start(&folder).await;
     penstock.until_ready_instances("iris", "blue", 2).await;
-    until_served(&penstock, &key).await;
+    assert_eq!(
+        penstock.score("iris", &key).send().await.unwrap().status(),
+        200
+    );
     assert_eq!(folder.instance_processes(), before);
 }
 
@@ -160,7 +169,10 @@ async fn a_new_node_id_takes_over_what_still_runs() {
         (ready.len() == 2 && are_taken_over).then_some(())
     })
     .await;
-    until_served(&penstock, &key).await;
+    assert_eq!(
+        penstock.score("iris", &key).send().await.unwrap().status(),
+        200
+    );
     assert_eq!(folder.instance_processes(), before);
     penstock.verify().await;
     assert!(penstock.stop().await.success());

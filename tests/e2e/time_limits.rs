@@ -8,7 +8,7 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/e2e/model.
 const PATH: &str = "/v1/endpoints/iris/deployments/blue";
 
 /// A deployment of the slow server with these arguments.
-fn document(arguments: &[&str]) -> Value {
+pub fn document(arguments: &[&str]) -> Value {
     let mut document = deployment_document("iris", "blue", 1);
     let command = ["python3", MODEL, "{port}"].iter().chain(arguments);
     document["spec"]["command"] = command.copied().collect();
@@ -24,7 +24,7 @@ async fn create(penstock: &Penstock, document: &Value) {
 }
 
 /// Applies the document and waits until an instance is ready; returns the endpoint's key.
-async fn deploy(penstock: &Penstock, document: &Value) -> String {
+pub async fn deploy(penstock: &Penstock, document: &Value) -> String {
     create(penstock, document).await;
     let traffic = json!({"traffic": {"blue": 100}});
     penstock.put("/v1/endpoints/iris/traffic", &traffic).await;
@@ -37,6 +37,16 @@ async fn status(penstock: &Penstock, key: &str, path: &str) -> u16 {
     let url = format!("{}/endpoints/iris/score{path}", penstock.gateway);
     let sent = penstock.http.post(url).bearer_auth(key).send().await;
     sent.unwrap().status().as_u16()
+}
+
+/// Returns the text of a stream of this many events, which the model leaves open.
+pub async fn stream(penstock: &Penstock, key: &str, events: usize) -> String {
+    let url = format!(
+        "{}/endpoints/iris/score/stream?events={events}",
+        penstock.gateway
+    );
+    let sent = penstock.http.post(url).bearer_auth(key).send().await;
+    sent.unwrap().text().await.unwrap()
 }
 
 async fn until_in_flight(penstock: &Penstock) {
@@ -87,15 +97,7 @@ async fn a_stream_that_the_model_leaves_open_ends_with_an_error_event() {
     document["spec"]["requestSettings"] =
         json!({"timeout": "5s", "streamIdleTimeout": "500ms", "maxDuration": "1m"});
     let key = deploy(&penstock, &document).await;
-    let url = format!("{}/endpoints/iris/score/stream?events=2", penstock.gateway);
-    let response = penstock
-        .http
-        .post(url)
-        .bearer_auth(&key)
-        .send()
-        .await
-        .unwrap();
-    let text = response.text().await.unwrap();
+    let text = stream(&penstock, &key, 2).await;
     assert!(
         text.starts_with("data: 0\n\ndata: 1\n\nevent: error\n"),
         "{text}"

@@ -176,7 +176,7 @@ pub trait Backend: Send + Sync + 'static {
     /// is closed after the queued changes: subscribe again, then call [`list`](Backend::list).
     fn watch(&self) -> mpsc::Receiver<ObservedInstance>;
 
-    /// Returns CPU and memory of the running instances.
+    /// Returns CPU and memory of the running instances, without those that it cannot measure.
     async fn resources(&self) -> Vec<ResourceSample>;
 
     /// Releases all instances without ending them, so that they can be adopted.

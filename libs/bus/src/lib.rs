@@ -81,6 +81,9 @@ pub trait Bus: Send + Sync + 'static {
     /// Never blocks. Only the newest update of each endpoint is retained for later subscribers; an
     /// update that is older by revision, then by slot assignment, is ignored.
     fn publish_route(&self, update: Arc<RouteUpdate>);
+    /// Says that the routes of all endpoints in the log have been published at least once. On a bus
+    /// that retains no routes of earlier processes, subscribers have caught up only then.
+    fn mark_routes_complete(&self) {}
     /// Delivers all current routes first, then every update.
     fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage>;
 
@@ -114,8 +117,8 @@ pub enum BusMessage {
 pub enum RouteMessage {
     /// The newest route of one endpoint, or its removal.
     Update(Arc<RouteUpdate>),
-    /// All routes that existed at subscription have been delivered. Sent at least once, and again
-    /// after a reconnection.
+    /// All routes that existed at subscription have been delivered, at least those of the log when
+    /// it was opened. Sent at least once, and again after a reconnection.
     CaughtUp,
 }
 

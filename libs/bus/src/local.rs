@@ -29,6 +29,8 @@ struct Routes {
     /// The newest update of each endpoint, as a compacted topic would keep it.
     newest: BTreeMap<EndpointKey, Arc<RouteUpdate>>,
     subscribers: Vec<mpsc::Sender<RouteMessage>>,
+    /// Whether every endpoint of the log has been published: a new process knows no routes.
+    is_complete: bool,
 }
 
 impl LocalBus {
@@ -97,11 +99,19 @@ impl Bus for LocalBus {
         self.send_all(&mut routes.subscribers, &RouteMessage::Update(update));
     }
 
+    fn mark_routes_complete(&self) {
+        let mut routes = lock(&self.routes);
+        if !std::mem::replace(&mut routes.is_complete, true) {
+            self.send_all(&mut routes.subscribers, &RouteMessage::CaughtUp);
+        }
+    }
+
     fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage> {
         let (sender, receiver) = mpsc::channel(SUBSCRIBER_QUEUE_MAX);
         let mut routes = lock(&self.routes);
         let current = routes.newest.values().cloned().map(RouteMessage::Update);
-        for message in current.chain([RouteMessage::CaughtUp]) {
+        let caught_up = routes.is_complete.then_some(RouteMessage::CaughtUp);
+        for message in current.chain(caught_up) {
             if sender.try_send(message).is_err() {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }

@@ -105,6 +105,7 @@ async fn a_new_subscriber_gets_the_newest_route_of_each_endpoint_and_then_update
         bus.publish_route(route(name, revision));
     }
     while next_route(&mut early).await.revision < Position(3) {}
+    bus.mark_routes_complete();
     let mut subscriber = bus.subscribe_routes();
     let updates = [
         next_route(&mut subscriber).await,
@@ -163,6 +164,21 @@ async fn a_slow_subscriber_loses_counted_messages_and_blocks_nobody() {
     }
     assert_eq!(bus.dropped(), 10);
     assert_eq!(drain(&mut fast).len(), 10);
+}
+
+/// It retains no routes of earlier processes, so a gateway must wait for those of the log.
+#[tokio::test]
+async fn routes_have_caught_up_once_those_of_the_log_are_published() {
+    let bus = LocalBus::new();
+    let mut routes = bus.subscribe_routes();
+    bus.publish_route(route("iris", 1));
+    bus.mark_routes_complete();
+    bus.publish_route(route("rose", 2));
+    bus.mark_routes_complete();
+    let received = drain(&mut routes);
+    let is_update = |message: &RouteMessage| matches!(message, RouteMessage::Update(_));
+    let is_update: Vec<bool> = received.iter().map(is_update).collect();
+    assert_eq!(is_update, [true, false, true], "{received:?}");
 }
 
 macro_rules! suite {

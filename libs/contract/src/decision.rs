@@ -376,6 +376,9 @@ pub struct CarriedState {
     /// The revision of the Autoscale that was evaluated: 0 if none applied, absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_revision: Option<u64>,
+    /// The deployment's own count as of then; absent if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fixed_instances: Option<u32>,
     /// Whether a pin set the count.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,

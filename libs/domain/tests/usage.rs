@@ -34,9 +34,13 @@ fn uid(name: &str) -> Uid {
     ))
 }
 
+/// A node if its id begins with `n`, otherwise a gateway.
 fn source(id: &str) -> Source {
     Source {
-        kind: SourceKind::GATEWAY,
+        kind: match id.starts_with('n') {
+            true => SourceKind::NODE,
+            false => SourceKind::GATEWAY,
+        },
         id: id.to_owned(),
     }
 }
@@ -288,7 +292,7 @@ fn a_deployment_without_traffic_and_instances_gets_no_minute_and_one_with_instan
         let mut with_instance = deployment("rose", 0);
         with_instance.instances.push(instance("rose-1", 0));
         meter.count(&frame(
-            "g1",
+            "n1",
             second,
             vec![deployment("iris", 0), with_instance],
         ));

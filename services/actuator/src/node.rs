@@ -308,7 +308,7 @@ impl Agent {
         // First, so that nothing more is requested here while the instances end.
         self.measure(true).await;
         if self.config.keep_instances {
-            let running = self.state.running();
+            let running = self.state.running().count();
             tracing::info!(
                 running,
                 "leaving the instances of this node running; its next start takes them over"

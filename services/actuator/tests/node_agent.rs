@@ -20,7 +20,7 @@ use contract::events::{
     ConsumerUnparked, Empty, Event, InstanceEnded, InstanceRemovalRequested, InstanceRequested,
     InstanceStarted, RemovalReason, RequestReason,
 };
-use contract::frame::{Frame, Hello, SourceKind};
+use contract::frame::{Frame, Hello, InstanceFrame, SourceKind};
 use contract::ids::{BUCKETS, EndpointKey, InstanceId, Uid};
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::resources::{BackendKind, DeploymentSpec, SimulatedSpec};
@@ -609,6 +609,41 @@ async fn a_process_is_adopted_by_the_next_agent_then_measured_and_stopped() {
     agent.stop().await.unwrap();
     assert_eq!(harness.next_event().await.type_name(), "instance.stopped");
     assert!(!support::is_running(first.pid.unwrap()));
+}
+
+#[tokio::test]
+async fn an_instance_that_its_backend_does_not_measure_is_reported_without_resources() {
+    let mut harness = Harness::new().await;
+    let backend = simulated();
+    let mut frames = harness.bus.subscribe_frames();
+    let agent = harness.agent(BackendKind::SIMULATED, backend.clone());
+    harness
+        .request(requested("a-1", NODE, spec("simulated")))
+        .await;
+    assert_eq!(harness.next_event().await.type_name(), "instance.started");
+    backend.advance(STARTED);
+    let reported = with_timeout(async {
+        loop {
+            let frame = frames.recv().await.unwrap();
+            let deployment = frame.deployments.first();
+            let reported = deployment.map(|deployment| deployment.instances[0].clone());
+            if let Some(reported) = reported.filter(|reported| reported.ready_for_us.is_some()) {
+                break reported;
+            }
+        }
+    });
+    let expected = InstanceFrame {
+        ready_for_us: Some(0),
+        ..InstanceFrame::new(id("a-1"))
+    };
+    assert_eq!(reported.await, expected);
+    harness.request(removal("a-1")).await;
+    assert_eq!(harness.next_event().await.type_name(), "instance.ready");
+    assert_eq!(harness.next_event().await.type_name(), "instance.stopped");
+    let is_gone =
+        |frame: &Frame| frame.bucket == endpoint().bucket() && frame.deployments.is_empty();
+    with_timeout(async { while !is_gone(&frames.recv().await.unwrap()) {} }).await;
+    agent.stop().await.unwrap();
 }
 
 #[tokio::test]

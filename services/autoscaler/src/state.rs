@@ -408,6 +408,7 @@ impl DeploymentEvaluation {
             .ok();
         if let Some(policy) = &policy {
             measures.watch(deployment.uid, policy.signals(), now);
+            measures.set_created(deployment.uid, deployment.created_at);
             let period = policy.spec().initialization_period;
             measures.set_initialization_period(deployment.uid, period, now);
             let lacks_since = measures.lacks_since(deployment.uid, policy.signals(), now);

@@ -365,12 +365,17 @@ impl ViewsConsumer {
         self.owned.contains_key(&key.bucket())
     }
 
+    /// Publishes the routes of what has changed, after the history has been folded.
     fn publish_touched(&self) {
         let models = self.models.lock();
         for key in self.touched.iter().filter(|key| self.owns(key)) {
             if let Some(entry) = models.get(key) {
                 self.routes.publish(key, &entry.state);
             }
+        }
+        // A bucket whose rows are behind is acquired once more after that.
+        if Bucket::of_endpoints().all(|bucket| self.owned.contains_key(&bucket)) {
+            self.deps.bus.mark_routes_complete();
         }
     }
 

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{Bus, RouteMessage};
+use bus::{Bus, LocalBus, RouteMessage};
 use contract::events::{
     Event, InstanceEvent, InstanceRemovalRequested, InstanceRequested, InstanceStarted,
-    LeaveReason, RemovalReason, RequestReason,
+    InstanceUnready, LeaveReason, RemovalReason, RequestReason,
 };
 use contract::frame::{Frame, Hello, Source, SourceKind};
 use contract::ids::{Bucket, EndpointKey, InstanceId, Position, Uid};
@@ -214,6 +214,39 @@ async fn slots_of_a_gateway_that_left_go_to_the_other() {
     // Silent gateways are waited for until the clock has advanced.
     world.clock.advance(Span::from_secs(10));
     until_slots(&mut routes, &[("*", 10)]).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateways_have_caught_up_once_every_route_of_the_log_is_published() {
+    let world = TestWorld::start().await;
+    create_serving_deployment(&world).await;
+    world.wait_until_settled().await;
+    // As if it had been killed before it wrote the rows of an event.
+    world.stop_control();
+    let unready = InstanceUnready {
+        id: instance(),
+        reason: "it is busy".into(),
+    };
+    let stream = StreamName::of_node(&iris(), "far");
+    let newest = world.write(stream, vec![Event::InstanceUnready(unready)]);
+    let newest = Position(newest.await);
+    let bus = LocalBus::new();
+    let mut routes = bus.subscribe_routes();
+    let world = TestWorld::start_with(Setup {
+        dir: world.stop().await,
+        seed: 2,
+        bus,
+        ..Setup::default()
+    })
+    .await;
+    let mut published = Position::START;
+    while let Some(RouteMessage::Update(update)) =
+        with_timeout("the end of the routes", routes.recv()).await
+    {
+        published = update.revision;
+    }
+    assert!(published >= newest, "{published} instead of {newest}");
     world.stop().await;
 }
 

@@ -121,6 +121,7 @@ async fn main() -> Result<(), AnyError> {
     let options = options()?;
     let bus = LocalBus::new();
     bus.publish_route(Arc::new(route(&options)?));
+    bus.mark_routes_complete();
     let address = ([127, 0, 0, 1], options.port).into();
     let config = Config {
         threads: options.threads,

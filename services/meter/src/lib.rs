@@ -11,8 +11,8 @@
 //! owner continues, or is counted again from the frames that the bus has kept.
 //!
 //! Invariants: only `domain::usage` counts, so that no frame counts twice and every lost frame is recorded
-//! as a gap; open minutes, idle spans and panes are saved together in the history, every ten seconds and at
-//! shutdown. Without the history, usage that is not in the log yet is counted again from the bus; if the
+//! as a gap; open minutes, idle spans and panes are saved together in the history, every two to ten seconds
+//! and at shutdown. Without the history, usage that is not in the log yet is counted again from the bus; if the
 //! bus keeps no frames it is lost: at most one hour, of idle deployments.
 
 mod config;

@@ -39,6 +39,13 @@ use crate::ready::ReadyChanges;
 
 const SERVICE: &str = "meter";
 
+/// How often panes and open minutes are saved while that is quick: what is not saved yet is missing in
+/// windows of rules after a crash. [`SAVE_INTERVAL`] is the longest.
+const SAVE_INTERVAL_MIN: Span = Span::from_secs(2);
+
+/// How many times as long as a save takes the next one waits: saving takes at most this part of the time.
+const SAVE_SHARE: u64 = 50;
+
 /// How often to check for minutes that can be closed.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -109,6 +116,8 @@ struct State {
     panes: Panes,
     ready: ReadyChanges,
     saved_at: Timestamp,
+    /// How long after that the next save is due.
+    save_after: Span,
     /// Unreadable frames of buckets that have not caught up.
     unreadable: Vec<FrameHeader>,
     /// The batch whose save failed, or has an unknown outcome.
@@ -162,6 +171,7 @@ impl Meter {
             panes: Panes::default(),
             ready: ReadyChanges::default(),
             saved_at: deps.clock.now(),
+            save_after: SAVE_INTERVAL_MIN,
             unreadable: Vec::new(),
             unsaved: None,
             is_write_failing: false,
@@ -466,8 +476,10 @@ impl Meter {
         let now = self.deps.clock.now();
         self.close(now).await?;
         let clock_stepped_back = now < self.state.saved_at;
-        if clock_stepped_back || now.since(self.state.saved_at) >= SAVE_INTERVAL {
+        if clock_stepped_back || now.since(self.state.saved_at) >= self.state.save_after {
+            let started = Instant::now();
             self.save(now, &[]).await;
+            self.state.save_after = save_interval(started.elapsed());
         }
         Ok(())
     }
@@ -663,6 +675,13 @@ impl MeteredBucket {
     }
 }
 
+/// When to save again after a save that took this long.
+fn save_interval(took: Duration) -> Span {
+    let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let wait = Span::from_millis(took.saturating_mul(SAVE_SHARE));
+    wait.clamp(SAVE_INTERVAL_MIN, SAVE_INTERVAL)
+}
+
 /// What is recorded for the windows of rules.
 #[derive(Default)]
 struct Recorded {
@@ -709,5 +728,16 @@ fn bucket_save(
             tracing::error!(%bucket, %error, "failed to encode open minutes");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn saves_are_as_frequent_as_they_are_quick() {
+        let after = |millis| save_interval(Duration::from_millis(millis)).millis();
+        assert_eq!([0, 40, 100, 5000].map(after), [2000, 2000, 5000, 10_000]);
     }
 }

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use contract::events::{Event, InstanceEvent, InstanceRequested, InstanceStarted, RequestReason};
 use contract::frame::Frame;
 use contract::ids::{DeploymentRef, InstanceId};
@@ -27,6 +29,7 @@ on_both!(
     panes_past_the_retention_are_deleted,
     a_query_for_too_many_points_is_refused,
     a_reader_sees_what_the_meter_has_saved,
+    a_crash_loses_few_seconds_of_windows,
     an_open_minute_survives_restarts_in_quick_succession,
     idle_minutes_are_reported_with_the_next_request_even_after_a_restart,
     open_minutes_lose_what_the_log_has_of_them_already,
@@ -342,6 +345,25 @@ async fn a_reader_sees_what_the_meter_has_saved(harness: Harness) {
     harness.set_second(60);
     meter.stop().await;
     assert_eq!(points(&reader, 60).await[0].requests, 60);
+}
+
+async fn a_crash_loses_few_seconds_of_windows(harness: Harness) {
+    let meter = harness.run().await;
+    harness.report(1, 0..6);
+    harness.set_second(6);
+    let saved = async {
+        loop {
+            let points = points(&meter.history, 60).await;
+            if let Some(point) = points.first() {
+                break (point.requests, point.covered_seconds);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    // Seconds of which another gateway may still report are not covered yet.
+    let saved = tokio::time::timeout(Duration::from_secs(20), saved).await;
+    assert_eq!(saved.unwrap(), (6, 3));
+    meter.kill().await;
 }
 
 async fn an_open_minute_survives_restarts_in_quick_succession(mut harness: Harness) {

@@ -28,6 +28,7 @@ pub fn carry(
     let profile = policy.and_then(|policy| evaluation.profile(policy));
     let pinned = evaluation.outcome == DecisionOutcome::Pinned;
     set_origin(carried, profile, evaluation.policy_revision, pinned);
+    carried.fixed_instances = Some(evaluation.fixed_instances);
     let (out, scale_in) = policy.map_or((Span::ZERO, Span::ZERO), |policy| {
         (policy.stabilize_out, policy.stabilize_in)
     });
@@ -120,6 +121,7 @@ pub fn carried_after_restart(last: &Decision, now: Timestamp) -> CarriedState {
         last.inputs.policy_revision,
         last.outcome == DecisionOutcome::Pinned,
     );
+    carried.fixed_instances = Some(last.inputs.fixed_instances);
     carried.recommendations = vec![Recommendation {
         last: now.max(last.at),
         instances: last.granted,

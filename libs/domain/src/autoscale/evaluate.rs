@@ -68,6 +68,8 @@ pub struct Evaluation {
     pub selection: Option<Selection>,
     /// Revision of the policy's document; 0 without a policy.
     pub(super) policy_revision: u64,
+    /// The deployment's own count.
+    pub(super) fixed_instances: u32,
     /// Index into the rules of the active profile.
     pub(super) decided_by: Option<usize>,
 }
@@ -134,11 +136,13 @@ fn without_policy<R: Recorder>(
         cause: Some(cause),
         selection: None,
         policy_revision: tick.policy_revision,
+        fixed_instances: tick.fixed_instances,
         decided_by: None,
     }
 }
 
-/// The deployment's own count, unless a pause keeps the present one.
+/// The deployment's own count, unless a pause keeps the present one. A person who changes the deployment's
+/// count wants that one.
 fn own_count<R: Recorder>(
     tick: &TickInputs<'_>,
     from: u32,
@@ -149,7 +153,11 @@ fn own_count<R: Recorder>(
         let detail = "no Autoscale applies: the deployment's own count";
         stage("fixed", from, fixed, detail)
     });
-    let paused = tick.carried.granted.is_some() && holds(tick.pause, from, fixed);
+    let carried = tick.carried;
+    let is_new = carried
+        .fixed_instances
+        .is_some_and(|before| before != fixed);
+    let paused = carried.granted.is_some() && !is_new && holds(tick.pause, from, fixed);
     let granted = if paused { from } else { fixed };
     let Pause {
         scale_in,
@@ -556,6 +564,7 @@ impl<'a, R: Recorder> Run<'a, R> {
             cause,
             selection: Some(self.selection),
             policy_revision: self.tick.policy_revision,
+            fixed_instances: self.tick.fixed_instances,
             decided_by: None,
         }
     }

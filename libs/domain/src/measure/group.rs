@@ -82,6 +82,8 @@ pub(super) struct Group {
     pub(super) refilled_from: Option<i64>,
     pub(super) loads: BTreeMap<Uid, Rings<Load>>,
     initializations: BTreeMap<Uid, Initialization>,
+    /// The first whole second of each deployment, after the one in which it was created.
+    pub(super) first_whole: BTreeMap<Uid, i64>,
     pub counters: Counters,
 }
 
@@ -100,6 +102,7 @@ impl Group {
             refilled_from: None,
             loads: BTreeMap::new(),
             initializations: BTreeMap::new(),
+            first_whole: BTreeMap::new(),
             counters: Counters::default(),
         }
     }
@@ -146,6 +149,29 @@ impl Group {
     pub fn forget(&mut self, deployment: Uid) {
         self.loads.remove(&deployment);
         self.initializations.remove(&deployment);
+        self.first_whole.remove(&deployment);
+    }
+
+    /// The first whole second of a deployment, before which it had no load that was not measured; the
+    /// earliest one if that is not known.
+    pub fn first_whole(&self, deployment: Uid) -> i64 {
+        self.first_whole
+            .get(&deployment)
+            .copied()
+            .unwrap_or(i64::MIN)
+    }
+
+    /// How many seconds from `start` to `end`, before the first whole one of a deployment, were not
+    /// measured for windows of this length.
+    pub fn unmeasured_before_creation(
+        &self,
+        deployment: Uid,
+        window_seconds: i64,
+        (start, end): (i64, i64),
+    ) -> i64 {
+        let end = end.min(self.first_whole(deployment));
+        let since = self.complete_since(deployment, window_seconds);
+        end.saturating_sub(start).max(0) - self.covered.count(start.max(since), end)
     }
 
     /// Leaves instances out for this long after they have become ready, from now on.

@@ -141,6 +141,14 @@ impl Measures {
         }
     }
 
+    /// Counts the seconds up to that in which the deployment was created as measured, without any load,
+    /// unless they were measured, once its window has a report: what did not exist had no traffic.
+    pub fn set_created(&mut self, deployment: Uid, created_at: Timestamp) {
+        for group in self.groups.values_mut() {
+            group.first_whole.insert(deployment, created_at.secs() + 1);
+        }
+    }
+
     /// Leaves instances out of averages over instances for this long after they have become ready, from
     /// now on. Windows that begin before a change are outdated.
     pub fn set_initialization_period(&mut self, deployment: Uid, period: Span, now: Timestamp) {
@@ -150,7 +158,8 @@ impl Measures {
     }
 
     /// The first second that these signals may need and that is not held, if any: what to
-    /// [refill](Self::refill) from. Call [`watch`](Self::watch) before.
+    /// [refill](Self::refill) from. Call [`watch`](Self::watch) and [`set_created`](Self::set_created)
+    /// before.
     pub fn lacks_since(
         &self,
         deployment: Uid,
@@ -160,7 +169,7 @@ impl Measures {
         let lacking = |spec: &SignalSpec| {
             let window = i64::from(spec.window_seconds());
             let group = self.groups.get(&spec.metric.row().source)?;
-            let from = signal::first_needed(window, now);
+            let from = signal::first_needed(window, now).max(group.first_whole(deployment));
             (from < group.complete_since(deployment, window)).then_some(from)
         };
         let from = signals.iter().filter_map(lacking).min()?;

@@ -10,7 +10,7 @@ use contract::ids::Uid;
 use contract::time::Timestamp;
 
 use super::group::Group;
-use super::pane::{Coverage, Load, STALE_AFTER_SECONDS, step_of};
+use super::pane::{Coverage, Load, Merge, STALE_AFTER_SECONDS, step_of};
 use super::row::Computation;
 use super::spec::{Aggregation, SignalSpec};
 use super::{AHEAD_MAX, SignalOptions};
@@ -40,11 +40,12 @@ pub(super) fn compute(
     let since = group.complete_since(deployment, window);
     // Only covered panes count: a second without any frame means nothing, not zero. Neither does one whose load is
     // unknown.
-    let panes: Vec<(i64, &Coverage, &Load)> = group
+    let mut panes: Vec<(i64, Coverage, &Load)> = group
         .coverage()
         .between(window, from.max(since), end)
-        .map(|(start, coverage)| (start, coverage, *loads.get(&start).unwrap_or(&&zero)))
+        .map(|(start, coverage)| (start, *coverage, *loads.get(&start).unwrap_or(&&zero)))
         .collect();
+    add_before_creation(&mut panes, group, deployment, (window, from, end), &zero);
     let seconds: u32 = panes.iter().map(|(_, coverage, _)| coverage.seconds).sum();
     let wanted = spec.window_seconds();
     let row = spec.metric.row();
@@ -84,7 +85,7 @@ pub(super) fn compute(
         partial: panes
             .iter()
             .any(|(_, coverage, _)| coverage.partial_seconds > 0),
-        warming: from < since,
+        warming: from.max(group.first_whole(deployment)) < since,
         refused: 0,
         outdated: panes
             .iter()
@@ -95,6 +96,39 @@ pub(super) fn compute(
         instances,
         answered: None,
         complete_at: None,
+    }
+}
+
+/// Adds the unmeasured seconds before the deployment existed, in which it had no load, if anything was measured:
+/// silence alone is no evidence.
+fn add_before_creation<'a>(
+    panes: &mut Vec<(i64, Coverage, &'a Load)>,
+    group: &Group,
+    deployment: Uid,
+    (window, from, end): (i64, i64, i64),
+    zero: &'a Load,
+) {
+    let step = step_of(window);
+    let first = from - from.rem_euclid(step);
+    let lacking = |start, end| group.unmeasured_before_creation(deployment, window, (start, end));
+    let is_measured = panes.iter().any(|(_, coverage, _)| coverage.seconds > 0);
+    if !is_measured || lacking(first, end) == 0 {
+        return;
+    }
+    for start in (first..end).step_by(usize::try_from(step).unwrap_or(1)) {
+        let seconds = u32::try_from(lacking(start, (start + step).min(end))).unwrap_or(0);
+        if seconds == 0 {
+            continue;
+        }
+        let known = Coverage {
+            seconds,
+            length_us: u64::from(seconds) * 1_000_000,
+            partial_seconds: 0,
+        };
+        match panes.binary_search_by_key(&start, |(start, ..)| *start) {
+            Ok(at) => panes[at].1.merge(&known),
+            Err(at) => panes.insert(at, (start, known, zero)),
+        }
     }
 }
 
@@ -112,10 +146,12 @@ pub(super) fn complete_at(
     let from = end - window;
     let coverage: BTreeMap<i64, &Coverage> = group.coverage().between(window, from, end).collect();
     let is_whole = |start: i64| {
-        coverage.get(&start).is_some_and(|coverage| {
-            let seconds = (start + step).min(end) - start;
-            coverage.partial_seconds == 0 && i64::from(coverage.seconds) >= seconds
-        })
+        let pane_end = (start + step).min(end);
+        let known = group.unmeasured_before_creation(deployment, window, (start, pane_end));
+        let measured = coverage.get(&start).map_or((0, 0), |coverage| {
+            (i64::from(coverage.seconds), coverage.partial_seconds)
+        });
+        measured.1 == 0 && measured.0 + known >= pane_end - start
     };
     let first = from - from.rem_euclid(step);
     let starts = (first..end).step_by(usize::try_from(step).unwrap_or(1));
@@ -129,7 +165,11 @@ pub(super) fn complete_at(
             .map(|(start, _)| start)
             .last()
     });
-    let unknown_before = group.complete_since(deployment, window);
+    let complete_since = group.complete_since(deployment, window);
+    let unknown_before = match complete_since <= group.first_whole(deployment) {
+        true => i64::MIN,
+        false => complete_since,
+    };
     let initialized = match row.computation {
         Computation::Instances { .. } => group.initialization_from(deployment),
         _ => i64::MIN,
@@ -182,7 +222,7 @@ pub(super) fn refused(gateways: &Group, deployment: Uid, spec: &SignalSpec, now:
 }
 
 /// Why the panes give the metric no value although there is a report.
-fn unmeasured(computation: Computation, panes: &[(i64, &Coverage, &Load)]) -> Option<Unmeasured> {
+fn unmeasured(computation: Computation, panes: &[(i64, Coverage, &Load)]) -> Option<Unmeasured> {
     let has_traffic = || panes.iter().any(|(_, _, load)| load.has_traffic());
     let is_answered = |load: &Load| match computation {
         Computation::Counts(_) | Computation::Instances { .. } => true,
@@ -201,13 +241,13 @@ fn unmeasured(computation: Computation, panes: &[(i64, &Coverage, &Load)]) -> Op
 }
 
 /// Whether any request ended that counts.
-fn has_ended(panes: &[(i64, &Coverage, &Load)]) -> bool {
+fn has_ended(panes: &[(i64, Coverage, &Load)]) -> bool {
     panes.iter().any(|(_, _, load)| load.outcomes.counted() > 0)
 }
 
 /// The highest age that a request reached without an answer, in milliseconds: its latency is going to be
 /// higher.
-fn oldest_in_flight_ms(panes: &[(i64, &Coverage, &Load)]) -> Option<f64> {
+fn oldest_in_flight_ms(panes: &[(i64, Coverage, &Load)]) -> Option<f64> {
     let ages = panes.iter().map(|(_, _, load)| load.oldest_in_flight_us);
     let oldest_us = ages.max().filter(|oldest_us| *oldest_us > 0)?;
     Some(oldest_us as f64 / 1000.0)
@@ -224,7 +264,7 @@ fn window_end(group: &Group, now: Timestamp) -> i64 {
 }
 
 /// The window as one period, without its latencies.
-fn sum(panes: &[(i64, &Coverage, &Load)]) -> (Coverage, Load) {
+fn sum(panes: &[(i64, Coverage, &Load)]) -> (Coverage, Load) {
     let mut coverage = Coverage::default();
     let mut load = Load::default();
     for (_, part, of) in panes {
@@ -238,7 +278,7 @@ fn sum(panes: &[(i64, &Coverage, &Load)]) -> (Coverage, Load) {
 fn aggregate(
     spec: &SignalSpec,
     options: SignalOptions,
-    panes: &[(i64, &Coverage, &Load)],
+    panes: &[(i64, Coverage, &Load)],
 ) -> Option<f64> {
     if spec.aggregation == Aggregation::Average {
         let (coverage, load) = sum(panes);

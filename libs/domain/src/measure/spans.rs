@@ -42,6 +42,15 @@ impl Spans {
         self.overlaps(second, second + 1)
     }
 
+    /// How many seconds it has from `start` up to but without `end`.
+    pub fn count(&self, start: i64, end: i64) -> i64 {
+        let next = self.0.partition_point(|(_, last)| *last <= start);
+        let ranges = self.0.range(next..);
+        let within = ranges.map(|(first, last)| (start.max(*first), end.min(*last)));
+        let within = within.take_while(|(first, last)| first < last);
+        within.map(|(first, last)| last - first).sum()
+    }
+
     /// Whether it has any second from `start` up to but without `end`.
     pub fn overlaps(&self, start: i64, end: i64) -> bool {
         let next = self.0.partition_point(|(_, last)| *last <= start);

@@ -247,6 +247,67 @@ fn a_window_reports_its_coverage_until_it_is_covered() {
     }
 }
 
+/// One gateway that has reported every second since `from`, of a deployment that was created at `created` and gets
+/// requests from then on.
+fn since_creation(from: i64, created: i64, windows: &[SignalSpec]) -> Measures {
+    let began = Timestamp::from_secs(from);
+    let mut measures = Measures::new(began);
+    measures.watch(uid(), windows, began);
+    measures.set_created(uid(), Timestamp::from_secs(created));
+    for second in from..created + 4 {
+        let requests = if second < created { 0 } else { 30 };
+        let frame = arrivals(gateway("a"), second, requests);
+        measures.frame(after(second, 5), &frame);
+    }
+    measures
+}
+
+#[test]
+fn a_process_that_began_with_a_deployment_measures_it_like_an_older_one() {
+    let windows =
+        [1, 10, 60, 150, 3600].map(|seconds| spec("requests_per_second", seconds, "average"));
+    let (created, now) = (START + 7, after(START + 10, 5));
+    let young = since_creation(START + 4, created, &windows);
+    let old = since_creation(START - 4000, created, &windows);
+    for window in windows {
+        let expected = signal(&old, window, now);
+        assert_eq!(signal(&young, window, now), expected);
+        assert_eq!(expected.seconds_covered, expected.seconds_wanted);
+    }
+    assert_eq!(young.lacks_since(uid(), &windows, now), None);
+}
+
+#[test]
+fn what_a_deployment_had_before_the_process_began_is_not_known() {
+    let window = spec("requests_per_second", 60, "average");
+    let mut measures = since_creation(START, START, &[window]);
+    let created = Timestamp::from_secs(START - 10);
+    measures.set_created(uid(), created);
+    let now = after(START + 3, 5);
+    let rate = signal(&measures, window, now);
+    assert_eq!((rate.seconds_covered, rate.warming), (51, true));
+    let lacks_since = measures.lacks_since(uid(), &[window], now);
+    assert_eq!(lacks_since, Some(created + Span::from_secs(1)));
+    let mut explained = [Some(rate)];
+    measures.add_evidence(uid(), &[window], now, &mut explained);
+    let complete_at = explained[0].unwrap().complete_at;
+    assert_eq!(complete_at, Some(Timestamp::from_secs(START + 60)));
+}
+
+#[test]
+fn seconds_before_creation_are_no_evidence_without_a_report() {
+    let mut measures = measures();
+    measures.set_created(uid(), Timestamp::from_secs(START));
+    let rate = spec("requests_per_second", 60, "average");
+    let silent = signal(&measures, rate, after(START, 5));
+    assert_eq!((silent.value, silent.seconds_covered), (None, 0));
+    measures.frame(after(START, 5), &empty(gateway("a"), START));
+    assert_eq!(signal(&measures, rate, after(START, 5)).value, Some(0.0));
+    // Nor is it evidence of the time since.
+    let later = signal(&measures, rate, after(START + 30, 0));
+    assert_eq!(later.seconds_covered, 33);
+}
+
 #[test]
 fn a_window_empties_when_frames_stop() {
     let (mut measures, now) = one_gateway((0..30).map(|_| deployment()));

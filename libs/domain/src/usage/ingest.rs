@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use contract::frame::{Frame, FrameHeader};
+use contract::frame::{Frame, FrameHeader, SourceKind};
 use contract::time::{Span, Timestamp};
 
 use super::frames::Boot;
@@ -155,12 +155,16 @@ impl Usage {
             false => self.open.entry(minute).or_default(),
         };
         let counts = SOURCES.contains(&frame.source.kind);
+        let reported_us = match frame.source.kind == SourceKind::NODE {
+            true => frame.length_us,
+            false => 0,
+        };
         for deployment in frame.deployments.iter().filter(|_| counts) {
             let endpoint = self.endpoints.get(&deployment.endpoint);
             let recorded =
                 endpoint.and_then(|endpoint| endpoint.counted(deployment.deployment_uid));
             if recorded.is_none_or(|recorded| !recorded.contains(&boot, frame.sequence)) {
-                open.add(start, frame.length_us, deployment);
+                open.add(start, reported_us, deployment);
             }
         }
         open.counted.insert(boot, frame.sequence);

@@ -43,8 +43,9 @@ pub(super) fn minute_of(instant: Timestamp) -> Timestamp {
 }
 
 impl OpenMinute {
-    /// Adds one deployment's part of a frame that starts at `start` and is `length_us` long.
-    pub(super) fn add(&mut self, start: Timestamp, length_us: u64, frame: &DeploymentFrame) {
+    /// Adds one deployment's part of a frame that starts at `start`, and in which a node reports its
+    /// instances for `reported_us`.
+    pub(super) fn add(&mut self, start: Timestamp, reported_us: u64, frame: &DeploymentFrame) {
         let counts = counts_of(frame);
         if counts == UsageCounts::default() && frame.instances.is_empty() {
             return;
@@ -60,7 +61,7 @@ impl OpenMinute {
             });
         let slice = start.millis().rem_euclid(MINUTE_MILLIS) / SLICE_MILLIS;
         if let Some(slice) = sums.slices.get_mut(slice as usize) {
-            add_to(slice, counts, length_us, frame);
+            add_to(slice, counts, reported_us, frame);
         }
     }
 
@@ -194,21 +195,19 @@ fn counts_of(frame: &DeploymentFrame) -> UsageCounts {
     }
 }
 
-fn add_to(slice: &mut UsageSlice, counts: UsageCounts, length_us: u64, frame: &DeploymentFrame) {
+fn add_to(slice: &mut UsageSlice, counts: UsageCounts, reported_us: u64, frame: &DeploymentFrame) {
     if counts != UsageCounts::default() {
         let role = slice.by_role.entry(frame.role.clone()).or_default();
         role.add(&counts);
     }
     for instance in &frame.instances {
-        // Nodes measure resources, gateways do not.
-        let measured = instance.cpu_us.is_some() || instance.memory_bytes.is_some();
         let usage = InstanceUsage {
             requests: instance.requests,
             busy_us: instance.busy_us,
             in_flight_us: instance.in_flight_us.clone(),
             cpu_us: instance.cpu_us.unwrap_or(0),
             memory_bytes_max: instance.memory_bytes.unwrap_or(0),
-            measured_us: if measured { length_us } else { 0 },
+            measured_us: reported_us,
             gpu_us: instance.gpu_us.unwrap_or(0),
             gpu_memory_bytes_max: instance.gpu_memory_bytes.unwrap_or(0),
         };

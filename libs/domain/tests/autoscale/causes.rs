@@ -210,6 +210,29 @@ fn a_removed_autoscale_keeps_the_count_while_scaling_is_paused() {
 }
 
 #[test]
+fn a_pause_does_not_hold_the_count_that_a_person_sets() {
+    let mut harness = harness(6, "day", 55.0);
+    harness.inputs.pause = Pause {
+        scale_in: true,
+        scale_out: true,
+    };
+    // An Autoscale decides, whatever the deployment says.
+    harness.inputs.fixed_instances = 2;
+    assert_eq!(harness.step(1).granted, 6);
+    harness.inputs.policy = None;
+    assert_eq!(harness.step(1).outcome, DecisionOutcome::HeldByPause);
+    for count in [4, 9] {
+        harness.inputs.fixed_instances = count;
+        let applied = harness.step(1);
+        assert_eq!(
+            (applied.granted, applied.outcome),
+            (count, DecisionOutcome::Fixed)
+        );
+        assert_eq!(harness.step(1).granted, count);
+    }
+}
+
+#[test]
 fn nothing_is_the_cause_of_a_count_that_nothing_asks_to_change() {
     let decision = harness(5, "day", 50.0).decide();
     assert_eq!(decision.outcome, DecisionOutcome::Steady);

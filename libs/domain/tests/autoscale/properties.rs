@@ -186,11 +186,22 @@ fn carried() -> impl Strategy<Value = CarriedState> {
         recommendations,
         prop::option::of("default|other"),
         prop::option::of(0u64..4),
+        prop::option::of(0u32..25),
         any::<bool>(),
     )
         .prop_map(
-            |(granted, last_out, last_in, recommendations, profile, policy_revision, pinned)| {
+            |(
+                granted,
+                last_out,
+                last_in,
+                recommendations,
+                profile,
+                policy_revision,
+                fixed,
+                pinned,
+            )| {
                 CarriedState {
+                    fixed_instances: fixed,
                     granted,
                     last_out,
                     last_in,

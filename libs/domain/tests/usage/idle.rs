@@ -93,6 +93,25 @@ fn an_hour_without_a_request_is_reported_in_one_event_when_it_is_over() {
 }
 
 #[test]
+fn an_instance_that_its_node_cannot_measure_is_reported_all_the_same() {
+    let mut meter = BucketMeter::new();
+    for second in seconds(0..60) {
+        let mut part = deployment("iris", 0);
+        part.instances
+            .push(InstanceFrame::new("iris-1".to_owned().into()));
+        meter.count(&frame("n1", second, vec![part]));
+    }
+    let events = meter.tick(at(3600));
+    let recorded = closed(&events);
+    assert_eq!(events.len(), 1, "no gap: {events:?}");
+    assert_eq!(bounds(recorded[0]), (0, 60, vec![(0, 3599)]));
+    let usage = recorded[0].slices[0].by_instance.values().next().unwrap();
+    assert_eq!(usage.measured_us, 3600 * 1_000_000);
+    assert_eq!((usage.cpu_us, usage.memory_bytes_max), (0, 0));
+    assert_eq!(meter.usage.idle_deployments(), 0);
+}
+
+#[test]
 fn an_hour_ends_even_if_no_more_frames_arrive() {
     let mut meter = BucketMeter::new();
     meter.rest(seconds(0..3));

@@ -1,4 +1,7 @@
 //! CPU and memory of this node's instances: one frame per bucket and second, even if empty.
+//!
+//! Invariant: every instance that runs is in the frame of its bucket, also one whose backend does not
+//! measure it: what it uses is then absent, which is not zero.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -115,35 +118,38 @@ impl Frames {
         let mut instances = BTreeMap::<(EndpointKey, Uid), (Name, Vec<InstanceFrame>)>::new();
         let mut totals = BTreeMap::new();
         let mut ready = BTreeMap::new();
-        for sample in samples {
-            let Some(placement) = state.placement_of(&sample.id) else {
+        let unmeasured = state.running().map(|id| (id, None));
+        let measured = samples.iter().map(|sample| (&sample.id, Some(sample)));
+        let reported: BTreeMap<_, _> = unmeasured.chain(measured).collect();
+        for (id, sample) in reported {
+            let Some(placement) = state.placement_of(id) else {
                 continue;
             };
             let period = placement.readiness.map(|readiness| {
-                let known = self.ready.get(&sample.id).copied();
+                let known = self.ready.get(id).copied();
                 let known = known.filter(|period| period.readiness == readiness);
                 known.unwrap_or_else(|| ReadyPeriod::new(readiness, now, closed_at))
             });
             if let Some(period) = period {
-                ready.insert(sample.id.clone(), period);
+                ready.insert(id.clone(), period);
+            }
+            let total = sample.map(|sample| sample.cpu_us_total);
+            let previous = self.cpu_us.get(id).copied();
+            if let Some(newest) = total.or(previous) {
+                totals.insert(id.clone(), newest);
             }
             // Usage of an adopted instance before the first sample belongs to no second of ours.
-            let previous = self.cpu_us.get(&sample.id).copied();
-            let previous = previous.unwrap_or(if state.is_adopted(&sample.id) {
-                sample.cpu_us_total
-            } else {
-                0
-            });
-            totals.insert(sample.id.clone(), sample.cpu_us_total);
+            let unseen = total.filter(|_| state.is_adopted(id)).unwrap_or(0);
+            let used = |total: u64| total.saturating_sub(previous.unwrap_or(unseen));
             let of_deployment = instances
                 .entry((placement.endpoint, placement.deployment_uid))
                 .or_insert_with(|| (placement.deployment, Vec::new()));
             of_deployment.1.push(InstanceFrame {
-                cpu_us: Some(sample.cpu_us_total.saturating_sub(previous)),
+                cpu_us: total.map(used),
                 ready_for_us: period.map(|period| period.length_us(closed_at)),
-                memory_bytes: Some(sample.memory_bytes),
-                memory_limit_bytes: sample.memory_limit_bytes,
-                ..InstanceFrame::new(sample.id.clone())
+                memory_bytes: sample.map(|sample| sample.memory_bytes),
+                memory_limit_bytes: sample.and_then(|sample| sample.memory_limit_bytes),
+                ..InstanceFrame::new(id.clone())
             });
         }
         self.cpu_us = totals;

@@ -222,8 +222,8 @@ impl NodeState {
         })
     }
 
-    /// The number of instances of this node's backends that have not ended.
-    pub(super) fn running(&self) -> usize {
+    /// The instances of this node's backends that have not ended.
+    pub(super) fn running(&self) -> impl Iterator<Item = &InstanceId> {
         let has_ended = |local: &LocalInstance| {
             let phase = &local.observed.phase;
             matches!(
@@ -231,8 +231,11 @@ impl NodeState {
                 ObservedPhase::Exited { .. } | ObservedPhase::Removed { .. }
             )
         };
-        let running = self.local.values().filter(|local| !has_ended(local));
-        running.count()
+        let running = self
+            .local
+            .iter()
+            .filter(move |(_, local)| !has_ended(local));
+        running.map(|(id, _)| id)
     }
 
     /// Handles a change reported by a backend.

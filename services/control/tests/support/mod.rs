@@ -50,6 +50,7 @@ pub struct Setup {
     /// May contain the data of an earlier run.
     pub dir: Arc<TempDir>,
     pub seed: u64,
+    pub bus: Arc<LocalBus>,
     pub logs: Arc<dyn LogSource>,
     pub history: Arc<dyn HistorySource>,
     pub limits: Limits,
@@ -60,6 +61,7 @@ impl Default for Setup {
         Self {
             dir: Arc::new(tempfile::tempdir().unwrap()),
             seed: 1,
+            bus: LocalBus::new(),
             logs: Arc::new(NoLogs),
             history: Arc::new(NoHistory),
             limits: Limits::default(),
@@ -120,13 +122,13 @@ impl TestWorld {
         let Setup {
             dir,
             seed,
+            bus,
             logs,
             history,
             limits,
         } = setup;
         let url = format!("sqlite:{}", dir.path().join("penstock.db").display());
         let store = Store::open(&url).await.unwrap();
-        let bus = LocalBus::new();
         let clock = Arc::new(ManualClock::new(START));
         let ids = Arc::new(SeededIds::new(seed));
         let health = Health::default();

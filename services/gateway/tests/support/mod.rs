@@ -246,6 +246,7 @@ pub async fn start_with(config: Config, updates: &[RouteUpdate]) -> TestGateway 
     for update in updates {
         bus.publish_route(Arc::new(update.clone()));
     }
+    bus.mark_routes_complete();
     let deps = Deps {
         bus: bus.clone(),
         clock: Arc::new(SystemClock),

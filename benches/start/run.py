@@ -254,7 +254,7 @@ def run_earlier_release(bench, build, binary, template):
     print("an earlier run:", flush=True)
     server, _ = bench.start(build, binary, template, "earlier", False)
     routes = template / "gateway-routes.json"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + bench.options.timeout
     while not (routes.exists() and PROBED in routes.read_text()):
         server.check_running()
         if time.monotonic() > deadline:

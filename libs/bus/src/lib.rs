@@ -81,6 +81,10 @@ pub trait Bus: Send + Sync + 'static {
     /// Never blocks. Only the newest update of each endpoint is retained for later subscribers; an
     /// update that is older by revision, then by slot assignment, is ignored.
     fn publish_route(&self, update: Arc<RouteUpdate>);
+    /// Whether routes that earlier processes published are delivered, too.
+    fn retains_routes(&self) -> bool {
+        true
+    }
     /// Says that the routes of all endpoints in the log have been published at least once. On a bus
     /// that retains no routes of earlier processes, subscribers have caught up only then.
     fn mark_routes_complete(&self) {}

@@ -99,6 +99,10 @@ impl Bus for LocalBus {
         self.send_all(&mut routes.subscribers, &RouteMessage::Update(update));
     }
 
+    fn retains_routes(&self) -> bool {
+        false
+    }
+
     fn mark_routes_complete(&self) {
         let mut routes = lock(&self.routes);
         if !std::mem::replace(&mut routes.is_complete, true) {

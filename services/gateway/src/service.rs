@@ -124,9 +124,13 @@ impl Gateway {
         let mut routes = self.deps.bus.subscribe_routes();
         self.component
             .set_waiting_reason("reading the routes from the bus");
-        let caught_up = catch_up(&self.shared.router, &*self.deps.bus, &mut routes);
-        if shutdown.run_until_cancelled(caught_up).await.is_none() {
-            return Ok(());
+        // The log may be long, and the saved routes are as new as any until it has been read.
+        let serves_saved = !self.shared.router.is_empty() && !self.deps.bus.retains_routes();
+        if !serves_saved {
+            let caught_up = catch_up(&self.shared.router, &*self.deps.bus, &mut routes);
+            if shutdown.run_until_cancelled(caught_up).await.is_none() {
+                return Ok(());
+            }
         }
         // A worker thread that ends stops the others.
         let stop = shutdown.child_token();
@@ -155,6 +159,7 @@ impl Gateway {
             ),
             metrics: GatewayMetrics::register(&self.deps.metrics),
             routes,
+            component: self.component.clone(),
             deps: self.deps,
             shared: self.shared,
         };
@@ -168,7 +173,9 @@ impl Gateway {
             runtime.block_on(background.run(stopped));
             Ok(())
         })?;
-        self.component.ready();
+        if !serves_saved {
+            self.component.ready();
+        }
         let mut result = Ok(());
         for thread in threads {
             result = result.and(join(thread).await);
@@ -280,6 +287,7 @@ struct Background {
     meter: Meter,
     metrics: GatewayMetrics,
     routes: mpsc::Receiver<RouteMessage>,
+    component: Component,
     deps: Deps,
     shared: Arc<SharedState>,
 }
@@ -327,14 +335,21 @@ impl Background {
 
     /// Applies all updates that have arrived as one snapshot.
     fn apply(&mut self, first: RouteMessage) {
+        let mut has_caught_up = false;
         let rest = std::iter::from_fn(|| self.routes.try_recv().ok());
         let updates = std::iter::once(first)
             .chain(rest)
             .filter_map(|message| match message {
                 RouteMessage::Update(update) => Some(update),
-                RouteMessage::CaughtUp => None,
+                RouteMessage::CaughtUp => {
+                    has_caught_up = true;
+                    None
+                }
             });
         self.shared.router.apply(updates);
+        if has_caught_up {
+            self.component.ready();
+        }
     }
 
     fn publish(&self, frames: Vec<Frame>) {

@@ -26,6 +26,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 struct SlowRoutes {
     routes: Mutex<Option<mpsc::Receiver<RouteMessage>>>,
     is_unreachable: bool,
+    retains_routes: bool,
 }
 
 #[async_trait]
@@ -41,6 +42,9 @@ impl Bus for SlowRoutes {
         mpsc::channel(1).1
     }
     fn publish_route(&self, _update: Arc<RouteUpdate>) {}
+    fn retains_routes(&self) -> bool {
+        self.retains_routes
+    }
     fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage> {
         self.routes.lock().unwrap().take().expect("subscribed once")
     }
@@ -62,12 +66,18 @@ struct StartingGateway {
 
 fn start_on_slow_routes(data: &Path, is_unreachable: bool) -> StartingGateway {
     let (routes, received) = mpsc::channel(8);
+    let bus = SlowRoutes {
+        routes: Mutex::new(Some(received)),
+        is_unreachable,
+        retains_routes: true,
+    };
+    start_on(data, bus, routes)
+}
+
+fn start_on(data: &Path, bus: SlowRoutes, routes: mpsc::Sender<RouteMessage>) -> StartingGateway {
     let health = Health::default();
     let deps = Deps {
-        bus: Arc::new(SlowRoutes {
-            routes: Mutex::new(Some(received)),
-            is_unreachable,
-        }),
+        bus: Arc::new(bus),
         clock: Arc::new(SystemClock),
         metrics: Metrics::default(),
         health: health.clone(),
@@ -168,4 +178,24 @@ async fn routes_received_before_an_interruption_are_applied() {
     let new = TestInstance::responding_with("new").await;
     gateway.send_route_to(&new).await;
     assert_eq!(gateway.post().await.text(), "new");
+}
+
+/// A process that contains everything publishes its routes after it has read the log, which may take minutes.
+#[tokio::test]
+async fn on_a_bus_without_earlier_routes_it_serves_the_saved_ones_until_it_is_ready() {
+    let data = temp_dir();
+    let instance = TestInstance::responding_with("still here").await;
+    save_routes_to(data.path(), &instance).await;
+
+    let (routes, received) = mpsc::channel(8);
+    let bus = SlowRoutes {
+        routes: Mutex::new(Some(received)),
+        is_unreachable: false,
+        retains_routes: false,
+    };
+    let gateway = start_on(data.path(), bus, routes);
+    assert_eq!(gateway.post().await.text(), "still here");
+    gateway.wait_until_missing(READS_ROUTES).await;
+    gateway.send_message(RouteMessage::CaughtUp).await;
+    gateway.wait_until_missing(&[]).await;
 }

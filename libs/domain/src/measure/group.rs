@@ -170,8 +170,11 @@ impl Group {
         (start, end): (i64, i64),
     ) -> i64 {
         let end = end.min(self.first_whole(deployment));
+        if end <= start {
+            return 0;
+        }
         let since = self.complete_since(deployment, window_seconds);
-        end.saturating_sub(start).max(0) - self.covered.count(start.max(since), end)
+        end - start - self.covered.count(start.max(since), end)
     }
 
     /// Leaves instances out for this long after they have become ready, from now on.

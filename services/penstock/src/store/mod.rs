@@ -26,7 +26,7 @@ use serde::Serialize;
 use store::{LogHash, Store};
 
 use cli::client::config::default_data_dir;
-use cli::error::CliError;
+use cli::error::{BoxedError, CliError};
 use cli::output::{print, print_notice};
 
 /// Migrate, back up, archive, rebuild and compare stores without a server; restore them from Kafka, and Kafka from them
@@ -314,7 +314,7 @@ impl Format {
             Self::Text => print(text),
             Self::Json => {
                 let json = serde_json::to_string(value);
-                print(&json.map_err(|error| CliError::Failed(error.to_string()))?)
+                print(&json.map_err(|error| CliError::Failed(error.to_string()).caused_by(error))?)
             }
         }
     }
@@ -324,7 +324,9 @@ pub fn store(args: &StoreArgs) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| CliError::Failed(format!("the command cannot start: {error}")))?;
+        .map_err(|error| {
+            CliError::Failed(format!("the command cannot start: {error}")).caused_by(error)
+        })?;
     runtime.block_on(async {
         match &args.command {
             StoreCommand::Migrate(args) => migrate(args).await,
@@ -339,8 +341,9 @@ pub fn store(args: &StoreArgs) -> Result<(), CliError> {
     })
 }
 
-fn failed(error: impl std::fmt::Display) -> CliError {
-    CliError::Failed(error.to_string())
+fn failed(error: impl Into<BoxedError>) -> CliError {
+    let error = error.into();
+    CliError::Failed(error.to_string()).caused_by(error)
 }
 
 fn is_kafka_url(location: &str) -> bool {

@@ -183,9 +183,9 @@ struct ArchivesArgs {
   penstock store backup /backup/monday.db --store postgres://penstock@localhost/penstock
 
 The file is a complete store (sqlite:FILE). Archives are included: for a store in a file they are copied
-to the folder `archive` next to the backup, which the backups of one store share. The chart history, if
-it is in a file, is copied to FILE with the extension history.db; with PostgreSQL it is in the database, and
-the command says how to dump it.")]
+to the folder `archive` next to the backup, which the backups of one store share. The chart history is
+copied to FILE with the extension history.db, also from PostgreSQL: `penstock serve` reads it as
+history.db in its data folder.")]
 struct BackupArgs {
     /// A file that does not exist yet
     #[arg(value_name = "TO-FILE")]
@@ -531,16 +531,10 @@ async fn backup(args: &BackupArgs) -> Result<(), CliError> {
     store.close().await;
     let hash = done.map_err(failed)?;
     let mut text = format!("{}: {}", args.to.display(), describe_hash(&hash));
-    match args.selector.history() {
-        HistoryLocation::File(history) if history.exists() => {
-            let to = args.to.with_extension("history.db");
-            store::backup_file(&history, &to).await.map_err(failed)?;
-            text.push_str(&format!("\n{}: the chart history", to.display()));
-        }
-        HistoryLocation::File(_) => {}
-        HistoryLocation::Database(_) => text.push_str(
-            "\nnot included: the chart history, in the tables history_* of the database; dump them with `pg_dump -t 'history_*'`",
-        ),
+    let to = args.to.with_extension("history.db");
+    let history = meter::backup_history(&args.selector.history(), &to).await;
+    if history.map_err(failed)? {
+        text.push_str(&format!("\n{}: the chart history", to.display()));
     }
     args.output.print(&text, &hash)
 }

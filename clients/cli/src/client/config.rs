@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::BoxedError;
-
 /// The name of the file that `serve` writes into its data folder, mode 0600.
 pub const CLIENT_FILE: &str = "client.json";
 
@@ -84,7 +82,7 @@ pub enum ConfigError {
     #[error("{sentence}")]
     Unusable {
         sentence: String,
-        source: BoxedError,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// An argument or a file is invalid.
     #[error("{0}")]

@@ -269,9 +269,12 @@ impl<R: Reconciler> Replica<R> {
         }
     }
 
-    fn evaluate(&mut self, clock: Timestamp, ids: &SeededIds) {
+    fn evaluate(&mut self, log: &Log, clock: Timestamp, ids: &SeededIds) {
         let due = self.evaluator.reconciler.due(clock);
-        self.evaluator.mark_due(due);
+        // The others have no endpoints.
+        let used = log.buckets().into_iter();
+        self.evaluator
+            .mark_due(used.filter(|bucket| due.contains(bucket)));
         let core = &self.reader.core;
         let (writes, failed) = self.evaluator.evaluate_due(core, ids, clock);
         assert!(failed.is_empty(), "{failed:?}");
@@ -434,7 +437,7 @@ impl<R: Reconciler> Service<R> {
                 self.refused += 1;
                 replica.fenced(bucket, clock);
             }
-            replica.evaluate(clock, ids);
+            replica.evaluate(log, clock, ids);
             if !rng.percent(faults.late_commits) {
                 self.refused += replica.commit(log, clock);
             }

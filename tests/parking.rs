@@ -1,5 +1,6 @@
-//! Every consumer of the log, on a log with an event that none of them can read: each parks only that
-//! endpoint, reports it, continues with the others, and unparks it on request.
+//! Every consumer of the log, on a log with events that none of them can read: each parks only the endpoint
+//! of one, reports it, continues with the others, and unparks it on request; it skips and reports one that
+//! belongs to no endpoint, until it can be read.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,8 +12,9 @@ use backends::Backend;
 use backends::simulated::SimulatedBackend;
 use bus::LocalBus;
 use contract::events::{
-    ConsumerUnparked, EndpointCreated, EndpointKeys, Event, EventSkipped, SealedKey,
+    ConsumerUnparked, EndpointCreated, EndpointKeys, Event, EventSkipped, MemberJoined, SealedKey,
 };
+use contract::frame::{Source, SourceKind};
 use contract::ids::{EndpointKey, Position, Uid};
 use contract::log::{Actor, NewEvent, StreamKind, StreamName};
 use contract::own_secrets::OwnSecrets;
@@ -39,6 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const START: Timestamp = Timestamp::from_secs(1_790_000_000);
 /// All consumers, by the names used to skip events and unpark.
 const CONSUMERS: [&str; 5] = ["views", "autoscaler", "actuator", "node", "meter"];
+/// Those that read about members.
+const MEMBER_READERS: [&str; 2] = ["views", "actuator"];
 
 struct Harness {
     folder: TempDir,
@@ -74,7 +78,11 @@ impl Harness {
     }
 
     async fn append(&self, kind: StreamKind, endpoint: &str, event: Event) -> Position {
-        let stream = StreamName::of(kind, &key(endpoint));
+        self.append_to(StreamName::of(kind, &key(endpoint)), event)
+            .await
+    }
+
+    async fn append_to(&self, stream: StreamName, event: Event) -> Position {
         let before = self.store.read_raw(Position::START, 1000).await.unwrap();
         let before = before.iter().filter(|raw| raw.stream == stream.as_str());
         let append = Append {
@@ -196,7 +204,16 @@ impl Harness {
             .unwrap()
     }
 
-    /// Waits until exactly these are listed, as `CONSUMER/WORKSPACE/ENDPOINT`.
+    /// Stops the consumers, which must end.
+    async fn stop(&mut self, running: Vec<RunningConsumer>) {
+        std::mem::take(&mut self.stop).cancel();
+        for running in running {
+            let ended = tokio::time::timeout(PATIENCE, running.task).await;
+            ended.expect("a consumer does not end").unwrap();
+        }
+    }
+
+    /// Waits until exactly these are listed, as `CONSUMER/WORKSPACE/ENDPOINT` or `CONSUMER/POSITION`.
     async fn until_parked(&self, expected: &BTreeSet<String>, running: &[RunningConsumer]) {
         let listed = async || {
             let query = RowQuery {
@@ -263,25 +280,39 @@ async fn execute(folder: &TempDir, sql: &'static str) {
     connection.close().await.unwrap();
 }
 
+fn joined() -> Event {
+    Event::MemberJoined(MemberJoined {
+        source: Source {
+            kind: SourceKind::GATEWAY,
+            id: "g".into(),
+        },
+        address: None,
+        backends: Vec::new(),
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_consumer_parks_an_endpoint_it_cannot_read_and_continues() {
-    let harness = Harness::new().await;
+async fn every_consumer_reports_what_it_cannot_read_and_continues() {
+    let mut harness = Harness::new().await;
     let poison = harness
         .append(StreamKind::Endpoint, "rose", created("rose"))
         .await;
+    let global_poison = harness.append_to(StreamName::members(), joined()).await;
     harness
         .append(StreamKind::Endpoint, "iris", created("iris"))
         .await;
-    let corrupt = "UPDATE events SET type = 'endpoint.not-invented-yet' WHERE position = 1";
-    assert_eq!(poison, Position(1));
+    let corrupt = "UPDATE events SET type = type || '-x' WHERE position <= 2";
+    assert_eq!((poison, global_poison), (Position(1), Position(2)));
     execute(&harness.folder, corrupt).await;
 
     let mut running = Vec::new();
     for consumer in CONSUMERS {
         running.push(harness.run(consumer).await);
     }
+    let skipped = MEMBER_READERS.map(|consumer| format!("{consumer}/{global_poison}"));
     let all = CONSUMERS.map(|consumer| format!("{consumer}/{}", key("rose")));
-    harness.until_parked(&all.into(), &running).await;
+    let all = all.into_iter().chain(skipped.clone()).collect();
+    harness.until_parked(&all, &running).await;
     for (consumer, running) in CONSUMERS.iter().zip(&running) {
         let ready = tokio::time::timeout(PATIENCE, running.health.until_ready()).await;
         assert!(ready.is_ok(), "{consumer}: {:?}", running.health.missing());
@@ -292,16 +323,25 @@ async fn every_consumer_parks_an_endpoint_it_cannot_read_and_continues() {
         );
         let alarm = format!("penstock_parked_endpoints{{consumer=\"{consumer}\"}} 1");
         assert!(running.metrics.encode().contains(&alarm), "{consumer}");
+        let is_skipping = MEMBER_READERS.contains(consumer);
+        assert_eq!(
+            warnings.contains("member.joined-x (position 2)"),
+            is_skipping,
+            "{consumer}: {warnings}"
+        );
+        let unprocessed = u8::from(is_skipping);
+        let alarm = format!("penstock_unprocessed_events{{consumer=\"{consumer}\"}} {unprocessed}");
+        assert!(running.metrics.encode().contains(&alarm), "{consumer}");
     }
 
     // Each consumer keeps reading, and unparking one does not affect the others.
     for (decided, consumer) in CONSUMERS.into_iter().enumerate() {
-        let skipped = Event::EventSkipped(EventSkipped {
+        let skip = Event::EventSkipped(EventSkipped {
             consumer: consumer.into(),
             position: poison,
             reason: "test".into(),
         });
-        harness.append(StreamKind::Parking, "rose", skipped).await;
+        harness.append(StreamKind::Parking, "rose", skip).await;
         let unparked = Event::ConsumerUnparked(ConsumerUnparked {
             consumer: consumer.into(),
             reason: "test".into(),
@@ -309,15 +349,24 @@ async fn every_consumer_parks_an_endpoint_it_cannot_read_and_continues() {
         harness.append(StreamKind::Parking, "rose", unparked).await;
         let left = CONSUMERS.into_iter().skip(decided + 1);
         let left = left.map(|consumer| format!("{consumer}/{}", key("rose")));
-        harness.until_parked(&left.collect(), &running).await;
-        let warnings = running[decided].health.warnings();
-        assert!(warnings.is_empty(), "{consumer}: {warnings:?}");
+        let left = left.chain(skipped.clone()).collect();
+        harness.until_parked(&left, &running).await;
+        let warnings = running[decided].health.warnings().join("; ");
+        assert!(!warnings.contains("rose"), "{consumer}: {warnings}");
     }
-    harness.stop.cancel();
-    for (consumer, running) in CONSUMERS.iter().zip(running) {
-        let ended = tokio::time::timeout(PATIENCE, running.task).await;
-        ended
-            .unwrap_or_else(|_| panic!("{consumer} does not end"))
-            .unwrap();
+    harness.stop(running).await;
+
+    // As with the release that wrote the events.
+    let readable = "UPDATE events SET type = replace(type, '-x', '')";
+    execute(&harness.folder, readable).await;
+    let mut running = Vec::new();
+    for consumer in CONSUMERS {
+        running.push(harness.run(consumer).await);
     }
+    harness.until_parked(&BTreeSet::new(), &running).await;
+    for (consumer, running) in CONSUMERS.iter().zip(&running) {
+        let warnings = running.health.warnings().join("; ");
+        assert!(!warnings.contains("skipped"), "{consumer}: {warnings}");
+    }
+    harness.stop(running).await;
 }

@@ -47,6 +47,25 @@ async fn logs_show_when_a_line_was_first_seen_and_since_agrees() {
     assert_eq!(printed(&penstock, &since_later).await, "");
 }
 
+#[tokio::test]
+async fn the_client_alone_shows_the_same_tables() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    penstock.deploy("iris", "blue", 1).await;
+    let listing = ["get", "endpoints"];
+    let output = penstock.client_alone(&listing).await;
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{err}");
+    let table = String::from_utf8(output.stdout).unwrap();
+    let rows: Vec<&str> = table.lines().collect();
+    assert_eq!(rows.len(), 2, "{table}");
+    assert!(
+        rows[0].starts_with("NAME") && rows[1].starts_with("iris"),
+        "{table}"
+    );
+    assert_eq!(printed(&penstock, &listing).await, table);
+}
+
 /// The exit code and the error message of a failing command.
 async fn failure(penstock: &Penstock, arguments: &[&str]) -> (i32, String) {
     let output = penstock.cli(arguments).await;

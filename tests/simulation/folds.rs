@@ -13,7 +13,8 @@ use domain::views::{EndpointModel, MODEL_VERSION};
 use meter::MeterFold;
 use runtime::consumer::Fold;
 
-use crate::world::{NODES, Rng};
+use crate::rng::Rng;
+use crate::world::NODES;
 
 /// Asserts that every fold gives the same states and effects wherever its snapshots were taken.
 pub fn assert_independent_of_snapshots(records: &[Arc<Record>], rng: &mut Rng, context: &str) {

@@ -5,7 +5,11 @@
 
 mod decisions;
 mod folds;
+mod log;
+mod node;
+mod rng;
 mod schedules;
+mod service;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,8 +47,10 @@ fn policy(endpoint: &str, min: u32, max: u32) -> AutoscaleSpec {
 
 /// Asserts what must hold after every step.
 fn check_invariants(world: &World, context: &str) {
-    for (id, starts) in &world.starts {
-        assert_eq!(*starts, 1, "{id} was started {starts} times ({context})");
+    for node in &world.nodes {
+        for (id, starts) in &node.backend.lock().unwrap().starts {
+            assert_eq!(*starts, 1, "{id} was started {starts} times ({context})");
+        }
     }
     for ((endpoint, _), decision) in &world.decided {
         let Some(policy) = &decision.inputs.policy else {
@@ -98,9 +104,20 @@ fn check_log(world: &World, context: &str) {
     }
 }
 
+/// How often something happened that a run is about.
+#[derive(Debug, Default)]
+struct Happened {
+    /// A service started from snapshots.
+    resumed: u32,
+    /// A commit of a former owner was refused.
+    refused: u32,
+    /// An endpoint was unparked.
+    unparked: u32,
+}
+
 /// One run: random load, pins and rollouts under faults, then a quiet phase in which everything must
-/// settle. Returns how often a service started from snapshots.
-fn run(seed: u64) -> u32 {
+/// settle.
+fn run(seed: u64) -> Happened {
     let context = format!("SEED={seed}");
     let mut world = World::new(seed, start());
     for (index, endpoint) in ENDPOINTS.iter().enumerate() {
@@ -114,9 +131,19 @@ fn run(seed: u64) -> u32 {
         lost_frames: 5,
         lagging_reads: 20,
         duplicate_node_turns: 20,
+        node_restarts: 2,
+        rebalances: 10,
+        late_commits: 20,
+        postponed_requests: 5,
+        unreadable_events: 2,
     };
     for _ in 0..300 {
         let endpoint = ENDPOINTS[world.rng.below(4) as usize];
+        if world.rng.percent(world.faults.unreadable_events) {
+            world.park(endpoint);
+        } else if world.rng.percent(10) {
+            world.unpark(endpoint);
+        }
         match world.rng.below(40) {
             0 => {
                 let (count, until) = (world.rng.below(5) as u32, world.clock + Span::from_secs(30));
@@ -135,6 +162,7 @@ fn run(seed: u64) -> u32 {
 
     world.faults = Faults::default();
     for endpoint in ENDPOINTS {
+        world.unpark(endpoint);
         world.load.insert((key(endpoint), name("blue")), 35);
     }
     for _ in 0..300 {
@@ -163,16 +191,30 @@ fn run(seed: u64) -> u32 {
     world
         .planner
         .assert_snapshots_match_log(&world.log, &context);
+    for node in &world.nodes {
+        node.assert_snapshots_match_log(&world.log, &context);
+    }
     folds::assert_independent_of_snapshots(&world.log.records, &mut world.rng, &context);
-    world.autoscaler.resumed + world.planner.resumed
+    let (autoscaler, planner) = (&world.autoscaler, &world.planner);
+    Happened {
+        resumed: autoscaler.resumed + planner.resumed,
+        refused: autoscaler.refused + planner.refused,
+        unparked: world.unparked,
+    }
 }
 
 #[test]
 fn random_faults_never_break_an_invariant_and_everything_settles_afterwards() {
     let (first, count) = (setting("SEED", 1), setting("COUNT", 20));
     println!("SEED={first} COUNT={count}");
-    let resumed: u32 = (first..first + count).map(run).sum();
-    assert!(resumed > 0, "no service started from a snapshot");
+    let mut total = Happened::default();
+    for happened in (first..first + count).map(run) {
+        total.resumed += happened.resumed;
+        total.refused += happened.refused;
+        total.unparked += happened.unparked;
+    }
+    println!("{total:?}");
+    assert!(total.resumed > 0 && total.refused > 0 && total.unparked > 0);
 }
 
 #[test]
@@ -183,6 +225,10 @@ fn the_same_seed_gives_the_same_log() {
             service_restarts: 5,
             start_failures: 20,
             lagging_reads: 30,
+            rebalances: 10,
+            late_commits: 20,
+            node_restarts: 5,
+            postponed_requests: 10,
             ..Faults::default()
         };
         world.deploy("iris", 1, Some(policy("iris", 1, 5)));

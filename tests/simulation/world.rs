@@ -1,269 +1,44 @@
 //! A complete Penstock under a virtual clock: one log, services that read it bucket by bucket in random
 //! order and with random lag, gateways and nodes with seeded faults.
 //!
-//! The services are the real ones, and so is the loop that drives them (`runtime::consumer::Core`,
-//! `runtime::reconcile::Evaluator`); only the store and the bus around it are replaced. The log
-//! guarantees no more than the real one: order within a bucket, expected versions. A restarted service
-//! starts from snapshots taken at random times, or from none.
+//! The services are the real ones, and so is the code that drives them (`runtime::consumer::Core`,
+//! `runtime::reconcile::Evaluator`, `actuator::node::state::NodeState`, `runtime::executor`); only the store,
+//! the bus and the backends around it are replaced. Each service has two replicas, between which buckets
+//! move (see `service`); requests to backends take virtual time (see `node`).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use actuator::planner::Planner;
 use autoscaler::Autoscaler;
 use contract::decision::Decision;
 use contract::events::{
-    AutoscalePinned, AutoscaleSet, DeploymentCreated, DeploymentUpdated, EndpointCreated,
-    EndpointKeys, Event, InstanceEnded, InstanceEvent, InstanceStarted, MemberJoined, SealedKey,
+    AutoscalePinned, AutoscaleSet, ConsumerUnparked, DeploymentCreated, DeploymentUpdated,
+    EndpointCreated, EndpointKeys, Event, EventSkipped, MemberJoined, SealedKey,
 };
 use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
 use contract::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
-use contract::log::{Actor, Record, StreamKind, StreamName};
+use contract::log::{Actor, NewEvent, StreamKind, StreamName};
 use contract::resources::{AutoscaleSpec, BackendKind, DeploymentSpec};
 use contract::time::{Span, Timestamp};
 use domain::fold::EndpointFold;
 use domain::instances::Instance;
-use runtime::consumer::{Applied, ApplyOutcome, Core, Fold, Initial};
-use runtime::health::Health;
 use runtime::ids::{Ids, SeededIds};
-use runtime::parking::Parking;
-use runtime::reconcile::{CommitResult, Evaluator, Reconciler};
-use store::{Fence, Snapshot};
+use tokio::runtime::Runtime;
+use tokio::time::Instant;
 use uuid::Uuid;
 
-pub struct Rng(u64);
+use crate::log::Log;
+use crate::node::Node;
+use crate::rng::Rng;
+use crate::service::Service;
 
-impl Rng {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
+/// How far back the bus keeps frames.
+const FRAMES_KEPT: Span = Span::from_secs(45);
 
-    /// SplitMix64 (Steele, Lea, Flood 2014).
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    /// True with this probability in percent.
-    pub fn percent(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for index in (1..items.len()).rev() {
-            items.swap(index, self.below(index as u64 + 1) as usize);
-        }
-    }
-}
-
-/// The log, in memory.
-#[derive(Default)]
-pub struct Log {
-    pub records: Vec<Arc<Record>>,
-    by_bucket: BTreeMap<Bucket, Vec<Arc<Record>>>,
-    versions: BTreeMap<StreamName, u64>,
-}
-
-impl Log {
-    /// Appends; returns false if the stream is not at the expected version.
-    fn append(
-        &mut self,
-        stream: StreamName,
-        expected: Option<u64>,
-        events: Vec<(Uuid, Timestamp, Event)>,
-    ) -> bool {
-        let version = self.versions.entry(stream.clone()).or_default();
-        if expected.is_some_and(|expected| expected != *version) {
-            return false;
-        }
-        let bucket = stream.bucket_key().bucket();
-        for (id, time, event) in events {
-            *version += 1;
-            let in_bucket = self.by_bucket.entry(bucket).or_default();
-            let record = Arc::new(Record {
-                position: Position(self.records.len() as u64 + 1),
-                prev: in_bucket
-                    .last()
-                    .map_or(Position::START, |last| last.position),
-                bucket,
-                stream: stream.clone(),
-                version: *version,
-                id,
-                time,
-                actor: Actor::service("simulation"),
-                event,
-            });
-            in_bucket.push(record.clone());
-            self.records.push(record);
-        }
-        true
-    }
-}
-
-/// The consumer name of snapshots; they are not stored here.
-const SNAPSHOTS: &str = "simulation";
-
-/// A simulated service: the parts of its loop, its read position in each bucket, and its snapshots.
-pub struct Service<R: Reconciler> {
-    evaluator: Evaluator<R>,
-    core: Core<R::Fold>,
-    make: Box<dyn Fn() -> R>,
-    read: BTreeMap<Bucket, usize>,
-    snapshots: BTreeMap<Bucket, Snapshot>,
-    /// Number of starts from a snapshot.
-    pub resumed: u32,
-}
-
-fn new_core<R: Reconciler>(reconciler: &R) -> Core<R::Fold> {
-    let component = Health::default().component(R::SERVICE);
-    let parking = Parking::detached(R::SERVICE, component);
-    Core::new(Arc::new(reconciler.fold()), parking)
-}
-
-/// Loads every bucket, from its snapshot if there is one; returns the read positions.
-fn load_buckets<F: Fold>(
-    core: &mut Core<F>,
-    log: &Log,
-    snapshots: &BTreeMap<Bucket, Snapshot>,
-) -> BTreeMap<Bucket, usize> {
-    let mut read = BTreeMap::new();
-    for bucket in Bucket::of_endpoints() {
-        let fence = Fence {
-            name: bucket.to_string(),
-            generation: 1,
-        };
-        let initial = snapshots
-            .get(&bucket)
-            .map_or_else(Initial::default, |snapshot| {
-                Initial::decode(snapshot, |_| Vec::new()).unwrap()
-            });
-        let records = log.by_bucket.get(&bucket).map_or(&[][..], Vec::as_slice);
-        let behind = records.partition_point(|record| record.position <= initial.position);
-        read.insert(bucket, behind);
-        core.acquire(bucket, Some(fence), initial, Timestamp::default());
-        core.caught_up(&[bucket]);
-    }
-    read
-}
-
-impl<R: Reconciler> Service<R> {
-    fn new(make: impl Fn() -> R + 'static) -> Self {
-        let reconciler = make();
-        let mut core = new_core(&reconciler);
-        let read = load_buckets(&mut core, &Log::default(), &BTreeMap::new());
-        Self {
-            core,
-            evaluator: Evaluator::new(reconciler),
-            make: Box::new(make),
-            read,
-            snapshots: BTreeMap::new(),
-            resumed: 0,
-        }
-    }
-
-    /// Loses all state, as in a crash; the next turn reads the log from the snapshots' positions, or from the
-    /// start.
-    fn restart(&mut self, log: &Log, rng: &mut Rng) {
-        let reconciler = (self.make)();
-        self.core = new_core(&reconciler);
-        self.evaluator = Evaluator::new(reconciler);
-        if rng.percent(30) {
-            self.snapshots.clear();
-        }
-        self.resumed += u32::from(!self.snapshots.is_empty());
-        self.read = load_buckets(&mut self.core, log, &self.snapshots);
-    }
-
-    /// Takes a snapshot of a random bucket.
-    fn take_snapshot(&mut self, rng: &mut Rng) {
-        let bucket = Bucket(rng.below(64) as u16);
-        // There is no store with earlier parts, so the snapshot must be complete.
-        self.core.stored(bucket, None);
-        if let Some(draft) = self.core.draft(bucket) {
-            let version = <R::Fold as Fold>::VERSION;
-            let snapshot = draft.into_snapshot(SNAPSHOTS, bucket, version);
-            self.snapshots.insert(bucket, snapshot);
-        }
-    }
-
-    /// Reads up to `limit` records of each bucket, buckets in random order.
-    fn read(&mut self, log: &Log, rng: &mut Rng, limit: usize) {
-        let mut buckets: Vec<_> = log.by_bucket.keys().copied().collect();
-        rng.shuffle(&mut buckets);
-        for bucket in buckets {
-            let read = self.read.entry(bucket).or_default();
-            for record in log.by_bucket[&bucket][*read..].iter().take(limit) {
-                *read += 1;
-                let applied = apply(&mut self.core, record);
-                self.evaluator.applied(&self.core, vec![applied]);
-            }
-        }
-    }
-
-    fn evaluate(&mut self, log: &mut Log, clock: Timestamp, ids: &SeededIds) {
-        self.evaluator.mark_due(Bucket::of_endpoints());
-        let (writes, failed) = self.evaluator.evaluate_due(&self.core, ids, clock);
-        assert!(failed.is_empty(), "{failed:?}");
-        for write in writes {
-            let mut settled = CommitResult::Refused;
-            for append in write.appends {
-                let events = append.events.into_iter();
-                let events = events.map(|event| (event.id, event.time, event.event));
-                // Refused if this service lags behind its own stream: it reads on and retries.
-                if log.append(
-                    append.stream,
-                    Some(append.expected_version),
-                    events.collect(),
-                ) {
-                    settled = CommitResult::Written(Position(log.records.len() as u64));
-                }
-            }
-            self.evaluator.settle(write.subject, write.now, settled);
-        }
-    }
-
-    /// Asserts that folding the log from its start and from the snapshots gives the same state.
-    pub fn assert_snapshots_match_log(&self, log: &Log, context: &str) {
-        let folded = |snapshots: &BTreeMap<Bucket, Snapshot>| {
-            let mut core = new_core(&self.evaluator.reconciler);
-            let read = load_buckets(&mut core, log, snapshots);
-            for (bucket, records) in &log.by_bucket {
-                let read = read.get(bucket).copied().unwrap_or_default();
-                for record in &records[read..] {
-                    apply(&mut core, record);
-                }
-            }
-            let entries = core.folds().lock();
-            let written = |(key, entry)| (key, serde_json::to_string(entry).unwrap());
-            let written = entries.iter().map(written);
-            written
-                .map(|(key, text): (&EndpointKey, String)| (key.clone(), text))
-                .collect::<BTreeMap<_, _>>()
-        };
-        let from_start = folded(&BTreeMap::new());
-        assert!(!from_start.is_empty(), "{context}");
-        assert_eq!(folded(&self.snapshots), from_start, "{context}");
-    }
-}
-
-fn apply<F: Fold>(core: &mut Core<F>, record: &Arc<Record>) -> Applied<F::Effect> {
-    let effect = match core.apply(record, Timestamp::default()) {
-        ApplyOutcome::Applied(effect) => Some(effect),
-        ApplyOutcome::Skipped => None,
-        ApplyOutcome::Parked(key) | ApplyOutcome::Rebuild(key) => panic!("{key} is parked"),
-    };
-    Applied {
-        record: record.clone(),
-        effect,
-    }
-}
+/// The consumers that an event which cannot be read parks an endpoint in.
+const CONSUMERS: [&str; 3] = ["autoscaler", "actuator", "node"];
 
 /// Probabilities of faults, in percent per second.
 #[derive(Clone, Copy, Default)]
@@ -274,6 +49,15 @@ pub struct Faults {
     pub lost_frames: u64,
     pub lagging_reads: u64,
     pub duplicate_node_turns: u64,
+    pub node_restarts: u64,
+    /// Moves of a bucket to the other replica.
+    pub rebalances: u64,
+    /// Commits that reach the log only in the next turn.
+    pub late_commits: u64,
+    /// Requests for which a backend lacks resources.
+    pub postponed_requests: u64,
+    /// Events that no service can decode.
+    pub unreadable_events: u64,
 }
 
 /// The members, which are there from the start.
@@ -287,12 +71,6 @@ struct Gateway {
     routes: VecDeque<(Position, BTreeSet<InstanceId>)>,
     in_flight: BTreeMap<InstanceId, u32>,
     sequence: u64,
-}
-
-/// A process of a simulated node.
-struct Process {
-    ready_at: Timestamp,
-    reported_ready: bool,
 }
 
 pub struct World {
@@ -309,11 +87,16 @@ pub struct World {
     ids: SeededIds,
     pub autoscaler: Service<Autoscaler>,
     pub planner: Service<Planner>,
-    processes: BTreeMap<InstanceId, Process>,
-    /// Highest generation carried out, by instance, as in a backend's tombstones.
-    carried_out: BTreeMap<InstanceId, u64>,
-    pub starts: BTreeMap<InstanceId, u32>,
+    pub nodes: [Node; 2],
+    /// On which requests to backends run, under its own virtual clock.
+    requests: Runtime,
     gateways: BTreeMap<&'static str, Gateway>,
+    /// Recent frames, and when they were sent.
+    frames: VecDeque<(Timestamp, Arc<Frame>)>,
+    /// Endpoints with an event that cannot be read.
+    parked: BTreeMap<String, Position>,
+    /// Number of endpoints that have been unparked.
+    pub unparked: u32,
     truth_read: usize,
 }
 
@@ -344,22 +127,29 @@ impl World {
     pub fn new(seed: u64, start: Timestamp) -> Self {
         // Shared across restarts of the planner, which must not reuse ids.
         let instance_ids = Arc::new(SeededIds::new(!seed));
+        let mut log = Log::default();
+        let requests = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build();
         let mut world = Self {
             rng: Rng::new(seed),
             clock: start,
-            log: Log::default(),
             faults: Faults::default(),
             load: BTreeMap::new(),
             truth: BTreeMap::new(),
             decided: BTreeMap::new(),
             ids: SeededIds::new(seed),
-            autoscaler: Service::new(Autoscaler::default),
-            planner: Service::new(move || Planner::new(None, instance_ids.clone())),
-            processes: BTreeMap::new(),
-            carried_out: BTreeMap::new(),
-            starts: BTreeMap::new(),
+            autoscaler: Service::new(Autoscaler::default, &mut log),
+            planner: Service::new(move || Planner::new(None, instance_ids.clone()), &mut log),
+            nodes: NODES.map(|id| Node::new(id, &mut log)),
+            requests: requests.unwrap(),
             gateways: GATEWAYS.map(|id| (id, Gateway::default())).into(),
+            frames: VecDeque::new(),
+            parked: BTreeMap::new(),
+            unparked: 0,
             truth_read: 0,
+            log,
         };
         let gateways = GATEWAYS.map(|id| (SourceKind::GATEWAY, id));
         let nodes = NODES.map(|id| (SourceKind::NODE, id));
@@ -378,22 +168,61 @@ impl World {
             address: None,
             backends: vec![BackendKind::SIMULATED],
         };
-        let event = (
-            self.ids.event_id(self.clock),
-            self.clock,
-            Event::MemberJoined(joined),
-        );
-        assert!(self.log.append(StreamName::members(), None, vec![event]));
+        self.write(&StreamName::members(), Event::MemberJoined(joined));
+    }
+
+    fn write(&mut self, stream: &StreamName, event: Event) -> Position {
+        let event = NewEvent {
+            id: self.ids.event_id(self.clock),
+            time: self.clock,
+            actor: Actor::service("simulation"),
+            event,
+        };
+        self.log.write(stream, vec![event])[0].position
     }
 
     /// Appends an operator's change to the log, as control would.
-    pub fn control(&mut self, endpoint: &str, event: Event) {
-        let record = (self.ids.event_id(self.clock), self.clock, event);
-        assert!(self.log.append(
-            StreamName::of(StreamKind::Endpoint, &key(endpoint)),
-            None,
-            vec![record]
-        ));
+    pub fn control(&mut self, endpoint: &str, event: Event) -> Position {
+        self.write(&StreamName::of(StreamKind::Endpoint, &key(endpoint)), event)
+    }
+
+    /// Appends an event that no service can decode, which parks the endpoint in each. It would not change
+    /// anything: a pin that has ended already.
+    pub fn park(&mut self, endpoint: &str) {
+        if self.parked.contains_key(endpoint) {
+            return;
+        }
+        let pin = contract::decision::Pin {
+            instances: 1,
+            until: Some(self.clock),
+        };
+        let pinned = AutoscalePinned {
+            deployment: name("blue"),
+            pin,
+        };
+        let position = self.control(endpoint, Event::AutoscalePinned(pinned));
+        self.log.unreadable.insert(position);
+        self.parked.insert(endpoint.to_owned(), position);
+    }
+
+    /// Has every service skip the event that it cannot read, and unpark the endpoint.
+    pub fn unpark(&mut self, endpoint: &str) {
+        let Some(position) = self.parked.remove(endpoint) else {
+            return;
+        };
+        self.unparked += 1;
+        let stream = StreamName::of(StreamKind::Parking, &key(endpoint));
+        for consumer in CONSUMERS {
+            let (consumer, reason) = (consumer.to_owned(), "simulation".to_owned());
+            let skipped = EventSkipped {
+                consumer: consumer.clone(),
+                position,
+                reason: reason.clone(),
+            };
+            self.write(&stream, Event::EventSkipped(skipped));
+            let unparked = ConsumerUnparked { consumer, reason };
+            self.write(&stream, Event::ConsumerUnparked(unparked));
+        }
     }
 
     pub fn deploy(&mut self, endpoint: &str, instances: u32, autoscale: Option<AutoscaleSpec>) {
@@ -470,11 +299,22 @@ impl World {
 
     /// Runs one turn of each part, then advances the clock by `step`.
     pub fn step(&mut self, step: Span) {
-        if self.rng.percent(self.faults.service_restarts) {
-            self.autoscaler.restart(&self.log, &mut self.rng);
+        let (rng, log, faults) = (&mut self.rng, &mut self.log, &self.faults);
+        if rng.percent(faults.service_restarts) {
+            self.autoscaler.restart(log, rng);
         }
-        if self.rng.percent(self.faults.service_restarts) {
-            self.planner.restart(&self.log, &mut self.rng);
+        if rng.percent(faults.service_restarts) {
+            self.planner.restart(log, rng);
+        }
+        if rng.percent(faults.rebalances) {
+            self.autoscaler.rebalance(log, rng, self.clock);
+        }
+        if rng.percent(faults.rebalances) {
+            self.planner.rebalance(log, rng, self.clock);
+        }
+        if rng.percent(faults.node_restarts) {
+            let restarted = rng.below(2) as usize;
+            self.nodes[restarted].restart(log);
         }
         let mut turns = [0, 1, 2, 3];
         self.rng.shuffle(&mut turns);
@@ -486,26 +326,18 @@ impl World {
                 _ => self.node_turns(),
             }
         }
+        self.run_requests(step);
         self.read_truth();
         self.clock = self.clock + step;
     }
 
     fn service_turn(&mut self, autoscaler: bool) {
-        let limit = if self.rng.percent(self.faults.lagging_reads) {
-            1
-        } else {
-            usize::MAX
-        };
-        if autoscaler {
-            self.autoscaler.read(&self.log, &mut self.rng, limit);
-            self.autoscaler.take_snapshot(&mut self.rng);
-            self.autoscaler.evaluator.reconciler.due(self.clock);
-            self.autoscaler
-                .evaluate(&mut self.log, self.clock, &self.ids);
-        } else {
-            self.planner.read(&self.log, &mut self.rng, limit);
-            self.planner.take_snapshot(&mut self.rng);
-            self.planner.evaluate(&mut self.log, self.clock, &self.ids);
+        let frames = self.frames.make_contiguous();
+        let (log, rng) = (&mut self.log, &mut self.rng);
+        let (clock, ids, faults) = (self.clock, &self.ids, &self.faults);
+        match autoscaler {
+            true => self.autoscaler.turn(log, rng, clock, ids, frames, faults),
+            false => self.planner.turn(log, rng, clock, ids, frames, faults),
         }
     }
 
@@ -532,16 +364,14 @@ impl World {
         }
         let buckets: BTreeSet<Bucket> = self.truth.keys().map(EndpointKey::bucket).collect();
         for bucket in buckets {
-            let frame = self.frame(id, bucket);
-            self.autoscaler
-                .evaluator
-                .reconciler
-                .observe(&frame, self.clock);
-            self.planner
-                .evaluator
-                .reconciler
-                .observe(&frame, self.clock);
+            let frame = Arc::new(self.frame(id, bucket));
+            self.autoscaler.observe(&frame, self.clock);
+            self.planner.observe(&frame, self.clock);
+            self.frames.push_back((self.clock, frame));
         }
+        let is_kept = |(at, _): &(Timestamp, _)| *at + FRAMES_KEPT >= self.clock;
+        let forgotten = self.frames.partition_point(|frame| !is_kept(frame));
+        self.frames.drain(..forgotten);
     }
 
     fn frame(&self, id: &str, bucket: Bucket) -> Frame {
@@ -607,120 +437,41 @@ impl World {
     }
 
     fn node_turns(&mut self) {
-        self.node_turn();
-        if self.rng.percent(self.faults.duplicate_node_turns) {
-            self.node_turn();
-        }
-    }
-
-    /// Carries out every request, including earlier ones: generations make that harmless.
-    fn node_turn(&mut self) {
-        self.read_truth();
-        let instances: Vec<(EndpointKey, Instance)> = self
-            .truth
-            .iter()
-            .flat_map(|(key, fold)| {
-                fold.instances
-                    .instances
-                    .values()
-                    .map(|i| (key.clone(), i.clone()))
-            })
-            .collect();
-        for (endpoint, instance) in instances {
-            if let Some(removal) = &instance.removal {
-                self.carried_out
-                    .insert(instance.id.clone(), removal.generation);
-                let was_running = self.processes.remove(&instance.id).is_some();
-                let remaining = |gateway: &mut Gateway| gateway.in_flight.remove(&instance.id);
-                let in_flight: u32 = self.gateways.values_mut().filter_map(remaining).sum();
-                // Frames come every turn or two, so no drain reaches its deadline.
-                assert!(
-                    !was_running || in_flight == 0,
-                    "{} was removed with {in_flight} requests on it",
-                    instance.id
-                );
-                let ended = InstanceEnded {
-                    id: instance.id.clone(),
-                    reason: "removed".into(),
-                    exit_code: None,
-                };
-                self.report(&endpoint, &instance.node, Event::InstanceStopped(ended));
-            } else if self
-                .carried_out
-                .get(&instance.id)
-                .is_none_or(|newest| *newest < instance.generation)
-            {
-                self.start(&endpoint, instance);
-            } else {
-                self.watch(&endpoint, &instance);
+        let _on = self.requests.enter();
+        let turns = match self.rng.percent(self.faults.duplicate_node_turns) {
+            true => 2,
+            false => 1,
+        };
+        for _ in 0..turns {
+            for node in &mut self.nodes {
+                let (log, rng) = (&mut self.log, &mut self.rng);
+                node.turn(log, rng, self.clock, &self.ids, &self.faults);
             }
         }
     }
 
-    fn start(&mut self, endpoint: &EndpointKey, instance: Instance) {
-        self.carried_out
-            .insert(instance.id.clone(), instance.generation);
-        *self.starts.entry(instance.id.clone()).or_default() += 1;
-        if self.rng.percent(self.faults.start_failures) {
-            let ended = InstanceEnded {
-                id: instance.id.clone(),
-                reason: "no start".into(),
-                exit_code: Some(1),
-            };
-            self.report(endpoint, &instance.node, Event::InstanceFailed(ended));
+    /// Lets requests to backends run for a while.
+    fn run_requests(&mut self, time: Span) {
+        if self.nodes.iter().all(|node| node.requests == 0) {
             return;
         }
-        let ready_at = self.clock + Span::from_secs(1 + self.rng.below(10));
-        self.processes.insert(
-            instance.id.clone(),
-            Process {
-                ready_at,
-                reported_ready: false,
-            },
-        );
-        self.report(
-            endpoint,
-            &instance.node,
-            Event::InstanceStarted(InstanceStarted {
-                id: instance.id,
-                generation: instance.generation,
-                address: "127.0.0.1:1".into(),
-                pid: None,
-                adopted: false,
-            }),
-        );
-    }
-
-    fn watch(&mut self, endpoint: &EndpointKey, instance: &Instance) {
-        let crash = self.rng.percent(self.faults.instance_crashes);
-        let Some(process) = self.processes.get_mut(&instance.id) else {
-            return;
-        };
-        let id = instance.id.clone();
-        if crash {
-            self.processes.remove(&id);
-            let ended = InstanceEnded {
-                id,
-                reason: "crashed".into(),
-                exit_code: Some(139),
-            };
-            self.report(endpoint, &instance.node, Event::InstanceFailed(ended));
-        } else if !process.reported_ready && self.clock >= process.ready_at {
-            process.reported_ready = true;
-            self.report(
-                endpoint,
-                &instance.node,
-                Event::InstanceReady(InstanceEvent { id }),
-            );
+        self.requests.block_on(async {
+            let end = Instant::now() + Duration::from_millis(time.millis());
+            for node in &mut self.nodes {
+                node.run_until(end).await;
+            }
+        });
+        for node in &self.nodes {
+            for id in std::mem::take(&mut node.backend.lock().unwrap().removed) {
+                let remaining = |gateway: &mut Gateway| gateway.in_flight.remove(&id);
+                let in_flight: u32 = self.gateways.values_mut().filter_map(remaining).sum();
+                // Frames come every turn or two, so no drain reaches its deadline.
+                assert!(
+                    in_flight == 0,
+                    "{id} was removed with {in_flight} requests on it"
+                );
+            }
         }
-    }
-
-    fn report(&mut self, endpoint: &EndpointKey, node: &str, event: Event) {
-        let record = (self.ids.event_id(self.clock), self.clock, event);
-        assert!(
-            self.log
-                .append(StreamName::of_node(endpoint, node), None, vec![record])
-        );
     }
 
     fn read_truth(&mut self) {
@@ -760,7 +511,8 @@ impl World {
     }
 
     pub fn running(&self) -> usize {
-        self.processes.len()
+        let running = |node: &Node| node.backend.lock().unwrap().running();
+        self.nodes.iter().map(running).sum()
     }
 }
 

@@ -73,15 +73,20 @@ impl Drop for DataFolder {
     }
 }
 
-/// The example model server, built next to the binary under test.
+/// The example model server.
 pub fn scorer() -> String {
-    let scorer = Path::new(env!("CARGO_BIN_EXE_penstock")).with_file_name("penstock-scorer");
+    neighbour("penstock-scorer")
+}
+
+/// A program that is built next to the binary under test.
+fn neighbour(name: &str) -> String {
+    let program = Path::new(env!("CARGO_BIN_EXE_penstock")).with_file_name(name);
     assert!(
-        scorer.exists(),
-        "{} is missing: run `cargo build --bin penstock-scorer`",
-        scorer.display()
+        program.exists(),
+        "{} is missing: run `cargo build --bin {name}`",
+        program.display()
     );
-    scorer.display().to_string()
+    program.display().to_string()
 }
 
 /// The binary under test behind `ulimit` with these arguments.
@@ -257,7 +262,18 @@ impl Penstock {
 
     /// Runs the command line client against this server.
     pub async fn cli(&self, arguments: &[&str]) -> std::process::Output {
-        Command::new(env!("CARGO_BIN_EXE_penstock"))
+        self.run_client(env!("CARGO_BIN_EXE_penstock"), arguments)
+            .await
+    }
+
+    /// As [`cli`](Self::cli), by the program that has no server in it.
+    pub async fn client_alone(&self, arguments: &[&str]) -> std::process::Output {
+        self.run_client(&neighbour("penstock-client"), arguments)
+            .await
+    }
+
+    async fn run_client(&self, program: &str, arguments: &[&str]) -> std::process::Output {
+        Command::new(program)
             .args(arguments)
             .env("PENSTOCK_SERVER", &self.control)
             .env("PENSTOCK_TOKEN", &self.token)

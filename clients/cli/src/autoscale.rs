@@ -188,7 +188,7 @@ fn end(to: &str, from: Timestamp) -> Result<Timestamp, CliError> {
         Ok(span) => from + span,
         Err(_) => to
             .parse()
-            .map_err(|error| CliError::Usage(format!("--to: {error}")))?,
+            .map_err(|error| CliError::Usage(format!("--to: {error}")).caused_by(error))?,
     };
     if to <= from {
         return Err(CliError::Usage(format!(

@@ -219,15 +219,17 @@ fn standard_input() -> Result<Source, CliError> {
 
 fn read_file(path: &Path) -> Result<Source, CliError> {
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| CliError::Failed(format!("{name} cannot be read: {error}")))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        CliError::Failed(format!("{name} cannot be read: {error}")).caused_by(error)
+    })?;
     Ok(Source { name, text })
 }
 
 /// The document files directly in a directory, in order of name.
 fn files_of(directory: &Path) -> Result<Vec<PathBuf>, CliError> {
     let shown = directory.display();
-    let fail = |error| CliError::Failed(format!("{shown} cannot be read: {error}"));
+    let fail =
+        |error| CliError::Failed(format!("{shown} cannot be read: {error}")).caused_by(error);
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(fail)? {
         let path = entry.map_err(fail)?.path();

@@ -3,6 +3,9 @@
 use crate::client::ClientError;
 use crate::client::config::ConfigError;
 
+/// The error behind a sentence.
+pub type BoxedError = Box<dyn std::error::Error + Send + Sync>;
+
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// The command line is invalid.
@@ -15,6 +18,13 @@ pub enum CliError {
     NoServer(String),
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// One of those above, with the error behind it, which the sentence includes.
+    #[error("{sentence}")]
+    Caused {
+        sentence: String,
+        exit_code: u8,
+        source: BoxedError,
+    },
     /// The error has been reported already; only the exit code remains.
     #[error("")]
     Quiet(u8),
@@ -28,7 +38,18 @@ impl CliError {
             | Self::Client(ClientError::Refused(_) | ClientError::Unreadable { .. }) => 1,
             Self::NoServer(_)
             | Self::Client(ClientError::Unreachable { .. } | ClientError::Gateway { .. }) => 3,
+            Self::Caused { exit_code, .. } => *exit_code,
             Self::Quiet(code) => *code,
+        }
+    }
+
+    /// Adds the error behind it.
+    #[must_use]
+    pub fn caused_by(self, source: impl Into<BoxedError>) -> Self {
+        Self::Caused {
+            sentence: self.to_string(),
+            exit_code: self.exit_code(),
+            source: source.into(),
         }
     }
 }
@@ -36,6 +57,7 @@ impl CliError {
 impl From<ConfigError> for CliError {
     fn from(error: ConfigError) -> Self {
         match error {
+            ConfigError::Unusable { sentence, source } => Self::Usage(sentence).caused_by(source),
             ConfigError::Invalid(sentence) => Self::Usage(sentence),
             ConfigError::NoServer(sentence) => Self::NoServer(sentence),
         }
@@ -44,7 +66,7 @@ impl From<ConfigError> for CliError {
 
 impl From<anyhow::Error> for CliError {
     fn from(error: anyhow::Error) -> Self {
-        Self::Failed(sentence(&error))
+        Self::Failed(sentence(&error)).caused_by(error)
     }
 }
 
@@ -71,6 +93,16 @@ mod tests {
     #[error("cannot listen: {source}; choose another port")]
     struct Listen {
         source: std::io::Error,
+    }
+
+    #[test]
+    fn an_error_keeps_its_source_and_its_exit_code() {
+        let source = std::io::Error::other("gone");
+        let error = CliError::NoServer("the server is gone".into()).caused_by(source);
+        assert_eq!(error.to_string(), "the server is gone");
+        assert_eq!(error.exit_code(), 3);
+        let source = std::error::Error::source(&error).unwrap();
+        assert_eq!(source.to_string(), "gone");
     }
 
     #[test]

@@ -44,7 +44,7 @@ enum EventsCommand {
     Unpark(UnparkArgs),
 }
 
-/// List endpoints that a consumer has parked because of an event it cannot apply
+/// List endpoints that a consumer has parked because of an event it cannot apply, and such events of no endpoint
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock events parked

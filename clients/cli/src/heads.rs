@@ -48,8 +48,9 @@ pub async fn heads(client: &Client, args: &HeadArgs) -> Result<(), CliError> {
 /// Reads the output of `events head -o json` into a request body for the server.
 pub fn read_heads(file: &Path) -> Result<Value, CliError> {
     let name = file.display();
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| CliError::Failed(format!("{name} cannot be read: {error}")))?;
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        CliError::Failed(format!("{name} cannot be read: {error}")).caused_by(error)
+    })?;
     let kept: Value = serde_json::from_str(&text).unwrap_or_default();
     match kept.get("items") {
         Some(items @ Value::Array(heads)) if !heads.is_empty() => Ok(json!({"heads": items})),

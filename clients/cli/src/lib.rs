@@ -166,7 +166,9 @@ fn run_online(connect: &ConnectArgs, command: ClientCommand) -> Result<(), CliEr
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| CliError::Failed(format!("the client cannot start: {error}")))?;
+        .map_err(|error| {
+            CliError::Failed(format!("the client cannot start: {error}")).caused_by(error)
+        })?;
     runtime.block_on(async {
         let done = dispatch(&client, command, screen).await;
         client.settle().await;

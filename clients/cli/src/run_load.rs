@@ -23,7 +23,9 @@ pub fn run(connect: &ConnectArgs, args: &LoadArgs) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| CliError::Failed(format!("the load cannot start: {error}")))?;
+        .map_err(|error| {
+            CliError::Failed(format!("the load cannot start: {error}")).caused_by(error)
+        })?;
     let report = runtime.block_on(async {
         let target = target(connect, args).await?;
         Ok::<_, CliError>(load::run(args, target).await?)

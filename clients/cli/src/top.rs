@@ -109,7 +109,9 @@ async fn live(
                     frame.area(),
                 )
             })
-            .map_err(|error| CliError::Failed(format!("the terminal cannot be drawn: {error}")))?;
+            .map_err(|error| {
+                CliError::Failed(format!("the terminal cannot be drawn: {error}")).caused_by(error)
+            })?;
         tokio::select! {
             key = keys.recv() => match key {
                 Some(Key::Quit) | None => return Ok(()),

@@ -139,6 +139,8 @@ pub enum BusError {
         url: String,
         /// What is wrong with it, and the expected format.
         reason: String,
+        /// The error behind it, such as of a file that an option names; the reason includes it.
+        source: Option<std::io::Error>,
     },
     /// The bus is reachable but misconfigured; retrying does not help.
     #[error("{0}")]
@@ -194,5 +196,6 @@ pub async fn open(url: &str) -> Result<Arc<dyn Bus>, BusError> {
     Err(BusError::Url {
         url: url.to_owned(),
         reason: reason.to_owned(),
+        source: None,
     })
 }

@@ -39,6 +39,11 @@ impl Default for Metrics {
                 "Endpoints that a consumer has parked because it cannot process one of their events",
                 crate::parking::PARKED_ENDPOINTS.clone(),
             );
+            registry.register(
+                "penstock_unprocessed_events",
+                "Events that belong to no endpoint and that a consumer has skipped because it cannot process them",
+                crate::parking::UNPROCESSED_EVENTS.clone(),
+            );
         });
         metrics
     }

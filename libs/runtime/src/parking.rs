@@ -6,6 +6,10 @@
 //! `event.skipped` names a position to be skipped in every fold from then on; `consumer.unparked`
 //! has the endpoint's history folded again. Both are events of the endpoint's stream `parking/…`.
 //!
+//! An event that belongs to no endpoint and cannot be processed parks nothing: it is skipped, and
+//! reported like a parked endpoint until a release can process it. Such events are read from the
+//! start of the log at each start, so none is lost.
+//!
 //! Invariants: a poisonous event of one endpoint affects no other endpoint; a parked endpoint is
 //! reported in the process log, in a metric, in health, and as a row of the model `parked`.
 //! `verify` does not compare that model, since it describes the state of consumers and not what
@@ -31,14 +35,15 @@ use tokio::time::sleep;
 use crate::health::Component;
 use crate::retry;
 
-/// The read model of parked endpoints; its keys are `CONSUMER/WORKSPACE/ENDPOINT`.
+/// The read model of parked endpoints; its keys are `CONSUMER/WORKSPACE/ENDPOINT`, or
+/// `CONSUMER/POSITION` for an event that belongs to no endpoint.
 pub const PARKED: &str = "parked";
 
 /// Records per read of an endpoint's history.
 const PAGE: usize = 1000;
 /// The most rows checked for stale ones; accidents do not park more endpoints than this.
 const ROWS_MAX: usize = 500;
-/// The most endpoints that health names; the rest are counted.
+/// The most endpoints and events that health names; the rest are counted.
 const NAMED_MAX: usize = 3;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -50,14 +55,19 @@ pub(crate) struct Labels {
 pub(crate) static PARKED_ENDPOINTS: LazyLock<Family<Labels, Gauge>> =
     LazyLock::new(Family::default);
 
+/// Events that belong to no endpoint and cannot be processed, by consumer of this process.
+pub(crate) static UNPROCESSED_EVENTS: LazyLock<Family<Labels, Gauge>> =
+    LazyLock::new(Family::default);
+
 /// The document of a row of [`PARKED`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ParkedView {
     /// The consumer that could not process the event: `autoscaler`.
     pub consumer: String,
-    /// The endpoint of the event.
-    pub endpoint: Name,
+    /// The endpoint of the event; none if it belongs to no endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Name>,
     /// The position of the event.
     pub position: Position,
     /// The type of the event, or `evaluation` if the endpoint was folded but could not be
@@ -67,6 +77,17 @@ pub struct ParkedView {
     pub detail: String,
     /// When the endpoint was parked for this event first.
     pub since: Timestamp,
+}
+
+/// An event that belongs to no endpoint and cannot be processed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnprocessedEvent {
+    /// The position of the event.
+    pub position: Position,
+    /// The type of the event.
+    pub event_type: String,
+    /// What went wrong: the decoding error or the panic message.
+    pub detail: String,
 }
 
 /// How to handle a record.
@@ -87,6 +108,8 @@ pub struct Parking {
     parked: BTreeMap<EndpointKey, Position>,
     /// Skipped positions, each with its bucket.
     skipped: BTreeMap<Position, Bucket>,
+    /// Events that belong to no endpoint, with their types.
+    unprocessed: BTreeMap<Position, String>,
     component: Component,
     /// Unbounded, since parking cannot wait for the store. One update per endpoint that is parked
     /// or unparked, and one each time that buckets have caught up.
@@ -183,6 +206,7 @@ impl Parking {
             consumer,
             parked: BTreeMap::new(),
             skipped: BTreeMap::new(),
+            unprocessed: BTreeMap::new(),
             component,
             row_writer,
         }
@@ -256,7 +280,7 @@ impl Parking {
 
     /// Parks the endpoint of an event that cannot be decoded, and returns it; the caller must drop
     /// its state. Returns `None` if it is parked already, the event is skipped, or it belongs to no
-    /// endpoint.
+    /// endpoint, in which case it is [reported](Self::report).
     pub fn park_unreadable(
         &mut self,
         unreadable: &Unreadable,
@@ -269,7 +293,12 @@ impl Parking {
             ..
         } = unreadable;
         let Some(key) = endpoint_of(unreadable) else {
-            tracing::error!(consumer = self.consumer, %position, type_name, detail, "skipping an unreadable event that belongs to no endpoint");
+            let event = UnprocessedEvent {
+                position: *position,
+                event_type: type_name.clone(),
+                detail: detail.clone(),
+            };
+            self.report(event, now);
             return None;
         };
         if self.is_skipped(*position) || self.is_parked(&key) {
@@ -295,21 +324,50 @@ impl Parking {
         self.parked.insert(key.clone(), position);
         let view = ParkedView {
             consumer: self.consumer.to_owned(),
-            endpoint: key.endpoint(),
+            endpoint: Some(key.endpoint()),
             position,
             event_type: event_type.to_owned(),
             detail: detail.to_owned(),
             since: now,
         };
-        self.send(RowUpdate::Parked(key.clone(), view));
+        self.send(RowUpdate::Parked(Some(key.clone()), view));
         self.publish_status();
+    }
+
+    /// Reports an event that belongs to no endpoint and is skipped because it cannot be processed.
+    pub fn report(&mut self, event: UnprocessedEvent, now: Timestamp) {
+        let UnprocessedEvent {
+            position,
+            event_type,
+            detail,
+        } = event;
+        tracing::error!(
+            consumer = self.consumer, %position, event_type, detail,
+            "event skipped: this consumer cannot process it, and it belongs to no endpoint; see `penstock events parked`"
+        );
+        self.unprocessed.insert(position, event_type.clone());
+        let view = ParkedView {
+            consumer: self.consumer.to_owned(),
+            endpoint: None,
+            position,
+            event_type,
+            detail,
+            since: now,
+        };
+        self.send(RowUpdate::Parked(None, view));
+        self.publish_status();
+    }
+
+    /// Whether the event at a position has been [reported](Self::report).
+    pub fn is_unprocessed(&self, position: Position) -> bool {
+        self.unprocessed.contains_key(&position)
     }
 
     /// Unparks an endpoint. Must be called before its history is folded again.
     pub fn release(&mut self, key: &EndpointKey) {
         if self.parked.remove(key).is_some() {
             tracing::info!(consumer = self.consumer, endpoint = %key, "endpoint unparked");
-            self.send(RowUpdate::Released(key.clone()));
+            self.send(RowUpdate::Released(row_key(self.consumer, key)));
             self.publish_status();
         }
     }
@@ -322,10 +380,13 @@ impl Parking {
     }
 
     /// Removes rows about endpoints that are not parked, once the history of these buckets has been
-    /// folded.
+    /// folded, and about other events that have been processed.
     pub fn caught_up(&self, buckets: &[Bucket]) {
-        let parked = self.parked.keys().cloned().collect();
-        self.send(RowUpdate::CaughtUp(buckets.to_vec(), parked));
+        let parked = self.parked.keys().map(|key| row_key(self.consumer, key));
+        let unprocessed = self.unprocessed.keys();
+        let unprocessed = unprocessed.map(|position| global_row_key(self.consumer, *position));
+        let current = parked.chain(unprocessed).collect();
+        self.send(RowUpdate::CaughtUp(buckets.to_vec(), current));
     }
 
     fn send(&self, update: RowUpdate) {
@@ -337,26 +398,49 @@ impl Parking {
         let labels = Labels {
             consumer: self.consumer,
         };
-        let count = self.parked.len();
-        PARKED_ENDPOINTS.get_or_create(&labels).set(count as i64);
-        let named = self.parked.iter().take(NAMED_MAX);
-        let named =
-            named.map(|(key, position)| format!("{} (position {position})", key.endpoint()));
-        let named: Vec<String> = named.collect();
-        let more = match count.saturating_sub(NAMED_MAX) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        let warning = format!("endpoints are parked: {}{more}", named.join(", "));
-        self.component.set_warning((count > 0).then_some(warning));
+        let (parked, unprocessed) = (self.parked.len(), self.unprocessed.len());
+        PARKED_ENDPOINTS.get_or_create(&labels).set(parked as i64);
+        UNPROCESSED_EVENTS
+            .get_or_create(&labels)
+            .set(unprocessed as i64);
+        let mut warnings = Vec::new();
+        if parked > 0 {
+            let names = self.parked.iter();
+            let names =
+                names.map(|(key, position)| format!("{} (position {position})", key.endpoint()));
+            warnings.push(format!("endpoints are parked: {}", list(names)));
+        }
+        if unprocessed > 0 {
+            let names = self.unprocessed.iter();
+            let names =
+                names.map(|(position, event_type)| format!("{event_type} (position {position})"));
+            warnings.push(format!(
+                "events that belong to no endpoint are skipped: {}",
+                list(names)
+            ));
+        }
+        let warning = (!warnings.is_empty()).then(|| warnings.join("; "));
+        self.component.set_warning(warning);
+    }
+}
+
+/// The first names, and how many more there are.
+fn list(mut names: impl ExactSizeIterator<Item = String>) -> String {
+    let named: Vec<String> = names.by_ref().take(NAMED_MAX).collect();
+    let named = named.join(", ");
+    match names.len() {
+        0 => named,
+        more => format!("{named} and {more} more"),
     }
 }
 
 /// A change of the rows.
 enum RowUpdate {
-    Parked(EndpointKey, ParkedView),
-    Released(EndpointKey),
-    CaughtUp(Vec<Bucket>, BTreeSet<EndpointKey>),
+    Parked(Option<EndpointKey>, ParkedView),
+    /// The key of the row.
+    Released(String),
+    /// The keys of the rows that are to stay.
+    CaughtUp(Vec<Bucket>, BTreeSet<String>),
 }
 
 /// Writes rows in the order of the updates, retrying each until it is stored.
@@ -368,10 +452,12 @@ async fn write_rows(
     while let Some(update) = updates.recv().await {
         loop {
             let written = match &update {
-                RowUpdate::Parked(key, view) => record_parked(&store, key, view.clone()).await,
-                RowUpdate::Released(key) => delete(&store, &[row_key(consumer, key)]).await,
-                RowUpdate::CaughtUp(buckets, parked) => {
-                    sweep(&store, consumer, buckets, parked).await
+                RowUpdate::Parked(key, view) => {
+                    record_parked(&store, key.as_ref(), view.clone()).await
+                }
+                RowUpdate::Released(row_key) => delete(&store, std::slice::from_ref(row_key)).await,
+                RowUpdate::CaughtUp(buckets, current) => {
+                    sweep(&store, consumer, buckets, current).await
                 }
             };
             match written {
@@ -390,18 +476,26 @@ fn row_key(consumer: &str, key: &EndpointKey) -> String {
     format!("{consumer}/{key}")
 }
 
-/// Records an endpoint as parked, so that its consumer knows that it has rows to write once it can
-/// process the event.
+/// The key of the row of an event that belongs to no endpoint.
+pub fn global_row_key(consumer: &str, position: Position) -> String {
+    format!("{consumer}/{position}")
+}
+
+/// Records an endpoint as parked, or an event of none as skipped, so that its consumer knows that it
+/// has rows to write once it can process the event.
 ///
 /// # Errors
 ///
 /// If the store cannot be read or written; retry.
 pub async fn record_parked(
     store: &Store,
-    key: &EndpointKey,
+    key: Option<&EndpointKey>,
     mut view: ParkedView,
 ) -> Result<(), StoreError> {
-    let row_key = row_key(&view.consumer, key);
+    let row_key = match key {
+        Some(key) => row_key(&view.consumer, key),
+        None => global_row_key(&view.consumer, view.position),
+    };
     let existing = store.row(PARKED, &row_key).await?;
     let existing = existing.and_then(|row| serde_json::from_str::<ParkedView>(&row.doc).ok());
     if let Some(existing) = existing.filter(|existing| existing.position == view.position) {
@@ -410,7 +504,7 @@ pub async fn record_parked(
     let row = RowChange {
         model: PARKED,
         key: row_key,
-        endpoint: key.as_str().to_owned(),
+        endpoint: key.map_or_else(String::new, |key| key.as_str().to_owned()),
         deployment: String::new(),
         position: view.position,
         time: view.since,
@@ -447,13 +541,13 @@ async fn write(store: &Store, rows: Vec<RowChange>) -> Result<(), StoreError> {
     }
 }
 
-/// Deletes rows left over by an earlier process: those of endpoints in these buckets that are not
-/// parked.
+/// Deletes rows left over by an earlier process: those of endpoints in these buckets, and of events
+/// of no endpoint, that are not current.
 async fn sweep(
     store: &Store,
     consumer: &str,
     buckets: &[Bucket],
-    parked: &BTreeSet<EndpointKey>,
+    current: &BTreeSet<String>,
 ) -> Result<(), StoreError> {
     let query = RowQuery {
         model: PARKED.to_owned(),
@@ -461,12 +555,11 @@ async fn sweep(
         ..RowQuery::default()
     };
     let stale = store.rows(query).await?.into_iter().filter(|row| {
-        let Ok(key) = row.endpoint.parse::<EndpointKey>() else {
-            return true;
+        let is_ours = match row.endpoint.parse::<EndpointKey>() {
+            Ok(key) => row.key == row_key(consumer, &key) && buckets.contains(&key.bucket()),
+            Err(_) => row.key == global_row_key(consumer, row.position),
         };
-        row.key == row_key(consumer, &key)
-            && buckets.contains(&key.bucket())
-            && !parked.contains(&key)
+        is_ours && !current.contains(&row.key)
     });
     let keys: Vec<String> = stale.map(|row| row.key).collect();
     delete(store, &keys).await

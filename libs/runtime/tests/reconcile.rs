@@ -377,7 +377,7 @@ async fn poison_parks_only_its_endpoint_until_it_is_skipped_and_unparked() {
 }
 
 #[tokio::test]
-async fn poison_that_belongs_to_no_endpoint_is_skipped() {
+async fn poison_that_belongs_to_no_endpoint_is_skipped_and_reported() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let left = MemberLeft {
@@ -406,6 +406,11 @@ async fn poison_that_belongs_to_no_endpoint_is_skipped() {
     let replica = replica(&store);
     replica.assign(&["iris"]).await;
     wait_for_answers(&store, "iris", 1).await;
+    let warnings = replica.health.warnings().join("; ");
+    assert!(
+        warnings.contains("are skipped: member.left (position 1)"),
+        "{warnings}"
+    );
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ pub use contract::log::RawRecord;
 pub use log::page_reader::{PageReader, UndecodedPage};
 pub use log::replay::Replay;
 pub use log::store::{READ_LIMIT_MAX, Store};
-pub use maintenance::backup::{backup, backup_file};
+pub use maintenance::backup::{backup, backup_file, write_new_file};
 pub use maintenance::heads::heads;
 pub use maintenance::rebuild::{rebuild, rebuild_with};
 pub use maintenance::seal::{

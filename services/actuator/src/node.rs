@@ -14,7 +14,7 @@
 
 mod fold;
 mod frames;
-mod state;
+pub mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ use contract::time::Span;
 use futures::future::join_all;
 use runtime::clock::Clock;
 use runtime::consumer::{Applied, Consumer, ConsumerConfig, ConsumerDeps, Ownership, Step};
-use runtime::executor::{ExecutionError, RunningRequests, outcome_commit};
+use runtime::executor::{RunningRequests, outcome_commit};
 use runtime::health::Component;
 use runtime::ids::Ids;
 use runtime::parking::catch_panic;
@@ -294,7 +294,7 @@ impl Agent {
                 }
                 step = self.consumer.next() => self.handle(step?),
                 Some(observation) = observations.recv() => self.observe(observation),
-                (request, result) = self.in_flight.next() => self.handle_result(&request, result),
+                (request, result) = self.in_flight.next() => self.state.handle_result(&request, result),
                 _ = retries.tick() => self.state.retry(),
             }
             while let Ok(observation) = observations.try_recv() {
@@ -415,36 +415,6 @@ impl Agent {
                 }
             }
         });
-    }
-
-    fn handle_result(
-        &mut self,
-        request: &BackendRequest,
-        result: Result<(), ExecutionError<BackendError>>,
-    ) {
-        let error = match result {
-            Ok(()) => return,
-            Err(ExecutionError::Failed(error)) => error,
-            Err(panicked) => {
-                tracing::error!(instance = %request.id(), error = %panicked, "backend request failed");
-                return self.state.retry_later(request);
-            }
-        };
-        match (request, error) {
-            (BackendRequest::Ensure { .. }, BackendError::CannotStart { detail, .. }) => {
-                self.state.report_failed(request.id(), &detail);
-            }
-            (BackendRequest::Ensure { .. }, error @ BackendError::Stale { .. }) => {
-                // Wanted by the log but removed at the backend: it can only be replaced.
-                self.state.report_failed(request.id(), &error.to_string());
-            }
-            // Already reported by the backend.
-            (_, BackendError::OutOfResources { .. }) => self.state.retry_later(request),
-            (_, error) => {
-                tracing::warn!(instance = %request.id(), %error, "backend request failed");
-                self.state.retry_later(request);
-            }
-        }
     }
 
     fn commit(

@@ -29,7 +29,10 @@ pub enum SealError {
     },
     /// Never repeats the given text unless it is clearly a reference: it may be the key itself.
     #[error("the seal key that --seal-key names cannot be used: {detail}")]
-    Reference { detail: String },
+    Reference {
+        detail: String,
+        source: Option<std::io::Error>,
+    },
     #[error("a sealed secret cannot be opened: it was changed, or sealed with another key")]
     Unreadable,
 }
@@ -62,17 +65,24 @@ impl Seal {
     /// Reads a key that replicas share from `env:NAME` or `file:PATH`: 64 hexadecimal digits, or 32 raw
     /// bytes.
     pub fn from_reference(reference: &str) -> Result<Self, SealError> {
-        let fail = |detail: String| SealError::Reference { detail };
+        let fail = |detail: String| SealError::Reference {
+            detail,
+            source: None,
+        };
+        let unreadable = |detail: String, source| SealError::Reference {
+            detail,
+            source: Some(source),
+        };
         let bytes = match reference.split_once(':') {
             // The name of a missing variable is not repeated, since it may be the key itself.
             Some(("env", name)) => std::env::var_os(name)
                 .map(std::os::unix::ffi::OsStringExt::into_vec)
                 .ok_or_else(|| fail("env: names a variable that is not set".to_owned()))?,
-            Some(("file", path)) if path.contains('/') => {
-                std::fs::read(path).map_err(|error| fail(format!("{path}: {error}")))?
-            }
+            Some(("file", path)) if path.contains('/') => std::fs::read(path)
+                .map_err(|error| unreadable(format!("{path}: {error}"), error))?,
             Some(("file", path)) => std::fs::read(path).map_err(|error| {
-                fail(format!("file: names a file that cannot be read: {error}"))
+                let detail = format!("file: names a file that cannot be read: {error}");
+                unreadable(detail, error)
             })?,
             _ => {
                 return Err(fail(
@@ -228,6 +238,7 @@ mod tests {
             }
         }
         let error = Seal::from_reference("file:/no/such/key").err().unwrap();
+        assert!(std::error::Error::source(&error).is_some(), "{error:?}");
         assert!(error.to_string().contains("/no/such/key"), "{error}");
     }
 

@@ -32,7 +32,7 @@ use runtime::consumer::{
     Applied, Consumer, ConsumerConfig, ConsumerDeps, Entries, Ownership, SharedEntries, Step,
 };
 use runtime::health::Component;
-use runtime::parking::catch_panic;
+use runtime::parking::{UnprocessedEvent, catch_panic};
 use store::{CommitError, StoreError};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -287,20 +287,31 @@ impl ViewsConsumer {
         }
     }
 
-    /// Applies a record that belongs to no endpoint.
+    /// Applies a record that belongs to no endpoint. One that cannot be applied is reported and skipped.
     fn apply_global(&mut self, record: &Record) -> Vec<RowChange> {
-        self.access.apply(record);
-        if self.routes.apply(record) {
-            let models = self.models.lock();
-            self.touched
-                .extend(models.iter().map(|(key, _)| key.clone()));
+        let (access, routes, global) = (&self.access, &self.routes, &mut self.global);
+        let applied = catch_panic(|| {
+            access.apply(record);
+            (routes.apply(record), global.apply(record))
+        });
+        match applied {
+            Ok((are_routes_changed, rows)) => {
+                if are_routes_changed {
+                    let models = self.models.lock();
+                    self.touched
+                        .extend(models.iter().map(|(key, _)| key.clone()));
+                }
+                rows
+            }
+            Err(detail) => {
+                self.consumer.report(UnprocessedEvent {
+                    position: record.position,
+                    event_type: record.event.type_name().to_owned(),
+                    detail,
+                });
+                Vec::new()
+            }
         }
-        let global = &mut self.global;
-        catch_panic(|| global.apply(record)).unwrap_or_else(|detail| {
-            let event_type = record.event.type_name();
-            tracing::error!(position = %record.position, event_type, detail, "skipping event that cannot be applied");
-            Vec::new()
-        })
     }
 
     /// Publishes the routes of what has been folded, writes its rows and runs the reactor.

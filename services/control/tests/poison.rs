@@ -6,10 +6,13 @@ mod support;
 
 use std::sync::Arc;
 
+use contract::ids::Position;
+use contract::time::Timestamp;
 use control::ViewsProjector;
 use domain::views::MODELS;
 use futures::StreamExt;
 use reqwest::Method;
+use runtime::parking::{ParkedView, record_parked};
 use serde_json::{Value, json};
 use sqlx::Connection as _;
 use store::Store;
@@ -148,6 +151,43 @@ async fn rows_missed_while_parked_are_written_once_the_event_is_readable_again()
     let verified = world.get("/v1/events/verify").await.expect(200).body();
     assert_eq!(verified["problems"], json!([]));
     assert_eq!(parked(&world).await, json!([]));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_missed_of_no_endpoint_are_written_once_the_event_is_readable_again() {
+    let world = TestWorld::start().await;
+    let body = json!({"name": "bob", "role": "viewer"});
+    let granted = world.post("/v1/access", &body).await.expect(201);
+    world.wait_until_settled().await;
+    let dir = world.stop().await;
+    // As an older replica leaves it that could not read the event.
+    execute(
+        &dir,
+        "DELETE FROM rows WHERE model = 'access' AND key = 'bob'",
+    )
+    .await;
+    let url = format!("sqlite:{}", dir.path().join("penstock.db").display());
+    let store = Store::open(&url).await.unwrap();
+    let skipped = ParkedView {
+        consumer: "views".into(),
+        endpoint: None,
+        position: Position(granted.position()),
+        event_type: "access.granted".into(),
+        detail: "of a newer release".into(),
+        since: Timestamp::from_secs(1),
+    };
+    record_parked(&store, None, skipped).await.unwrap();
+    store.close().await;
+
+    let world = restart(dir, 2).await;
+    while parked(&world).await != json!([]) {
+        tokio::task::yield_now().await;
+    }
+    let listed = world.get("/v1/access").await.expect(200).body();
+    assert!(listed.to_string().contains("bob"), "{listed}");
+    let verified = world.get("/v1/events/verify").await.expect(200).body();
+    assert_eq!(verified["problems"], json!([]));
     world.stop().await;
 }
 

@@ -15,7 +15,7 @@ use contract::{Bucket, Timestamp};
 use uuid::Uuid;
 
 use crate::admission::DeploymentState;
-use crate::router::{Router, Snapshot};
+use crate::router::{RouteSet, Router};
 use crate::shard::{CutCounts, RefusalCounts, SharedShard, lock};
 use crate::timer::now_us;
 
@@ -24,7 +24,7 @@ const HELLO_BUCKET: Bucket = Bucket(0);
 
 /// Builds frames from the threads' counters.
 #[derive(Debug)]
-pub struct Meter {
+pub struct FrameBuilder {
     source: Source,
     hello: Hello,
     boot: Uuid,
@@ -41,7 +41,7 @@ struct Window {
     from_us: u64,
 }
 
-impl Meter {
+impl FrameBuilder {
     pub fn new(
         id: &str,
         hello: Hello,
@@ -123,7 +123,7 @@ impl Meter {
         frames
     }
 
-    fn frame(&self, bucket: Bucket, routes: &Snapshot, at_us: u64, goodbye: bool) -> Option<Frame> {
+    fn frame(&self, bucket: Bucket, routes: &RouteSet, at_us: u64, goodbye: bool) -> Option<Frame> {
         let window = self.buckets.get(usize::from(bucket.0))?;
         let applied = routes.applied(bucket)?;
         let mut deployments = Vec::new();

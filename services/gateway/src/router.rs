@@ -28,7 +28,7 @@ type Partition = HashMap<Box<str>, Arc<Endpoint>>;
 
 /// All routes at one moment.
 #[derive(Clone, Debug)]
-pub struct Snapshot {
+pub struct RouteSet {
     partitions: Box<[Arc<Partition>]>,
     /// By bucket: what has been applied for each endpoint, including recently deleted ones.
     applied: Box<[Arc<AppliedRoutes>]>,
@@ -98,7 +98,7 @@ impl Deployment {
     }
 }
 
-impl Default for Snapshot {
+impl Default for RouteSet {
     fn default() -> Self {
         Self {
             partitions: vec![Arc::default(); PARTITIONS].into(),
@@ -115,7 +115,7 @@ fn partition_of(name: &str) -> usize {
     (hash ^ (hash >> 16)) as usize % PARTITIONS
 }
 
-impl Snapshot {
+impl RouteSet {
     pub fn endpoint(&self, name: &str) -> Option<&Arc<Endpoint>> {
         self.partitions[partition_of(name)].get(name)
     }
@@ -157,7 +157,7 @@ impl Endpoint {
 #[derive(Debug)]
 pub struct Router {
     gateway: String,
-    current: ArcSwap<Snapshot>,
+    current: ArcSwap<RouteSet>,
     index: Mutex<RouteIndex>,
 }
 
@@ -185,14 +185,14 @@ impl Router {
         }
     }
 
-    pub fn current(&self) -> &ArcSwap<Snapshot> {
+    pub fn current(&self) -> &ArcSwap<RouteSet> {
         &self.current
     }
 
     /// Applies a batch as one swap.
     pub fn apply(&self, batch: impl IntoIterator<Item = Arc<RouteUpdate>>) {
         let mut index = self.index();
-        let mut next: Option<Snapshot> = None;
+        let mut next: Option<RouteSet> = None;
         for update in batch {
             let newest = index.updates.get(&update.endpoint);
             // Of equal versions the later one wins: slots are allocated in two steps.
@@ -200,7 +200,7 @@ impl Router {
             {
                 continue;
             }
-            let next = next.get_or_insert_with(|| Snapshot::clone(&self.current.load()));
+            let next = next.get_or_insert_with(|| RouteSet::clone(&self.current.load()));
             self.apply_one(&mut index, next, &update);
             if update.route.is_none() {
                 index.deleted.push_back((now_us(), update.clone()));
@@ -218,7 +218,7 @@ impl Router {
     pub fn expire_deleted(&self, retention: Duration) {
         let mut index = self.index();
         let oldest = now_us().saturating_sub(retention.as_micros() as u64);
-        let mut next: Option<Snapshot> = None;
+        let mut next: Option<RouteSet> = None;
         while let Some((_, update)) = index.deleted.pop_front_if(|(at_us, _)| *at_us <= oldest) {
             let newest = index.updates.get(&update.endpoint);
             // It may have been recreated or deleted again.
@@ -227,7 +227,7 @@ impl Router {
             }
             index.updates.remove(&update.endpoint);
             index.has_unsaved = true;
-            let next = next.get_or_insert_with(|| Snapshot::clone(&self.current.load()));
+            let next = next.get_or_insert_with(|| RouteSet::clone(&self.current.load()));
             next.set_applied(&update.endpoint, None);
         }
         if let Some(next) = next {
@@ -259,7 +259,7 @@ impl Router {
         std::mem::take(&mut index.has_unsaved).then(|| index.updates.values().cloned().collect())
     }
 
-    fn apply_one(&self, index: &mut RouteIndex, next: &mut Snapshot, update: &RouteUpdate) {
+    fn apply_one(&self, index: &mut RouteIndex, next: &mut RouteSet, update: &RouteUpdate) {
         let name = update.endpoint.endpoint();
         let previous = next.partition(name.as_str()).remove(name.as_str());
         let endpoint = update

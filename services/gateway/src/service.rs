@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::early_frames::EarlyFrames;
 use crate::listen;
-use crate::meter::Meter;
+use crate::meter::FrameBuilder;
 use crate::metrics::GatewayMetrics;
 use crate::router::Router;
 use crate::saved_routes;
@@ -146,7 +146,7 @@ impl Gateway {
             })?);
         }
         let background = Background {
-            meter: Meter::new(
+            meter: FrameBuilder::new(
                 &self.shared.config.id,
                 Hello {
                     address: self.shared.config.admin.clone(),
@@ -284,7 +284,7 @@ fn listener(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
 
 /// Background work: receives routes and sends frames.
 struct Background {
-    meter: Meter,
+    meter: FrameBuilder,
     metrics: GatewayMetrics,
     routes: mpsc::Receiver<RouteMessage>,
     component: Component,

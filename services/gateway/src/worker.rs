@@ -16,7 +16,7 @@ use crate::early_frames::EarlyFrames;
 use crate::in_flight::WorkerMeter;
 use crate::instance::Instance;
 use crate::pool::Pool;
-use crate::router::{Endpoint, Router, Snapshot};
+use crate::router::{Endpoint, RouteSet, Router};
 use crate::shard::SharedShard;
 use crate::upstream::IdleConnection;
 
@@ -55,7 +55,7 @@ pub struct Worker {
     pub meter: Rc<WorkerMeter>,
     /// A finished header map whose allocation the next response reuses.
     pub spare_headers: RefCell<HeaderMap>,
-    routes: RefCell<Cache<SnapshotRef, Arc<Snapshot>>>,
+    routes: RefCell<Cache<RouteSetRef, Arc<RouteSet>>>,
     random: RefCell<fastrand::Rng>,
     rotation: Cell<usize>,
     /// Clients that are currently being refused because the gateway is full.
@@ -64,10 +64,10 @@ pub struct Worker {
 
 /// Dereferences the router to its current snapshot.
 #[derive(Clone, Debug)]
-struct SnapshotRef(Arc<Router>);
+struct RouteSetRef(Arc<Router>);
 
-impl std::ops::Deref for SnapshotRef {
-    type Target = arc_swap::ArcSwap<Snapshot>;
+impl std::ops::Deref for RouteSetRef {
+    type Target = arc_swap::ArcSwap<RouteSet>;
     fn deref(&self) -> &Self::Target {
         self.0.current()
     }
@@ -84,7 +84,7 @@ impl Worker {
                 is_aborting: Rc::default(),
             }),
             spare_headers: RefCell::default(),
-            routes: RefCell::new(Cache::new(SnapshotRef(router))),
+            routes: RefCell::new(Cache::new(RouteSetRef(router))),
             random: RefCell::new(fastrand::Rng::with_seed(seed)),
             rotation: Cell::new(seed as usize & 0xffff),
             refusing: Cell::new(0),

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 /// What an instance does with a request on a reused connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Step {
+enum ServerStep {
     /// Waits for the request and reads its head, none of its body.
     ReadHead,
     ReadAll,
@@ -26,9 +26,9 @@ enum Step {
     /// Closes, with a reset if data is left unread.
     Close,
 }
-use Step::{Close, End, ReadAll, ReadHead, Reset, Respond, RespondPartly};
+use ServerStep::{Close, End, ReadAll, ReadHead, Reset, Respond, RespondPartly};
 
-async fn run_steps(mut stream: TcpStream, steps: &[Step], body: usize) {
+async fn run_steps(mut stream: TcpStream, steps: &[ServerStep], body: usize) {
     for step in steps {
         match step {
             ReadHead => {
@@ -62,7 +62,7 @@ fn count_other_requests(instance: RawInstance) -> Arc<AtomicUsize> {
 }
 
 /// Returns the status of a POST on a reused connection, and how many requests came on others.
-async fn post_on_reused(steps: &[Step], body: usize, key: Option<&str>) -> (u16, usize) {
+async fn post_on_reused(steps: &[ServerStep], body: usize, key: Option<&str>) -> (u16, usize) {
     let instance = RawInstance::start().await;
     let gateway = start_single_threaded(&[instance.entry()]).await;
     let stream = idle_connection(&gateway, &instance).await;
@@ -83,7 +83,7 @@ async fn post_on_reused(steps: &[Step], body: usize, key: Option<&str>) -> (u16,
 const BODIES: [usize; 4] = [100, 20_000, 65_000, 300_000];
 
 /// The instance has read some of the request, and does not respond.
-const UNANSWERED: [&[Step]; 7] = [
+const UNANSWERED: [&[ServerStep]; 7] = [
     &[ReadHead, End, Close],
     &[ReadHead, Close],
     &[ReadHead, Reset],

@@ -29,6 +29,7 @@ pub use config::Config;
 pub use fold::{MeterFold, MeterState};
 pub use history::{
     GapSpan, History, HistoryError, HistoryLocation, POINTS_MAX, PastQuery, Point, Query,
+    backup_history,
 };
 pub use panes::Pane;
 pub use service::{Deps, Meter, MeterError};

@@ -78,6 +78,12 @@ pub struct Connection {
 /// The connection cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// A file or an address cannot be used because of an error, which the sentence includes.
+    #[error("{sentence}")]
+    Unusable {
+        sentence: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// An argument or a file is invalid.
     #[error("{0}")]
     Invalid(String),
@@ -116,17 +122,19 @@ fn unknown_server(data_dir: &Path) -> ConfigError {
 }
 
 fn read_file(path: &Path) -> Result<ClientFile, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        ConfigError::Invalid(format!(
+    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unusable {
+        sentence: format!(
             "the client's configuration {} cannot be read: {error}",
             path.display()
-        ))
+        ),
+        source: error.into(),
     })?;
-    serde_json::from_str(&text).map_err(|error| {
-        ConfigError::Invalid(format!(
+    serde_json::from_str(&text).map_err(|error| ConfigError::Unusable {
+        sentence: format!(
             "{} is not a client configuration ({error}): it must be {{\"server\": \"http://…\", \"gateway\": \"http://…\", \"token\": \"…\"}}",
             path.display()
-        ))
+        ),
+        source: error.into(),
     })
 }
 
@@ -144,10 +152,11 @@ fn read_default(path: &Path, server_named: bool) -> Result<Option<ClientFile>, C
 
 /// Normalizes a server URL: one spelling, without a trailing slash.
 fn normalize(server: &str) -> Result<String, ConfigError> {
-    let url = reqwest::Url::parse(server).map_err(|error| {
-        ConfigError::Invalid(format!(
+    let url = reqwest::Url::parse(server).map_err(|error| ConfigError::Unusable {
+        sentence: format!(
             "`{server}` is not a server's address ({error}): write it as http://HOST:PORT"
-        ))
+        ),
+        source: error.into(),
     })?;
     if url.scheme() != "http" {
         return Err(ConfigError::Invalid(format!(
@@ -236,6 +245,7 @@ mod tests {
         };
         let error = CliError::from(resolve(&ConnectArgs::default(), &environment).unwrap_err());
         assert_eq!(error.exit_code(), 2);
+        assert!(std::error::Error::source(&error).is_some(), "{error:?}");
         assert!(error.to_string().contains("/nowhere/client.json"));
     }
 }

@@ -34,6 +34,30 @@ impl fmt::Debug for KafkaConfig {
     }
 }
 
+/// What is wrong with a URL.
+struct Invalid {
+    reason: String,
+    source: Option<std::io::Error>,
+}
+
+impl From<String> for Invalid {
+    fn from(reason: String) -> Self {
+        Self {
+            reason,
+            source: None,
+        }
+    }
+}
+
+impl Invalid {
+    fn unreadable(file: &str, source: std::io::Error) -> Self {
+        Self {
+            reason: format!("{file}: {source}"),
+            source: Some(source),
+        }
+    }
+}
+
 #[derive(Default)]
 struct Options {
     tls: bool,
@@ -52,13 +76,14 @@ impl KafkaConfig {
     ///
     /// [`BusError::Url`], which names the invalid part and shows no password.
     pub fn parse(url: &str) -> Result<Self, BusError> {
-        Self::read(url).map_err(|reason| BusError::Url {
+        Self::read(url).map_err(|Invalid { reason, source }| BusError::Url {
             url: redacted(url),
             reason,
+            source,
         })
     }
 
-    fn read(url: &str) -> Result<Self, String> {
+    fn read(url: &str) -> Result<Self, Invalid> {
         let shape = || "write kafka://HOST:PORT[,HOST:PORT]/PREFIX".to_owned();
         let rest = url.strip_prefix("kafka://").ok_or_else(shape)?;
         let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
@@ -161,13 +186,13 @@ fn check_prefix(prefix: &str) -> Result<(), String> {
 }
 
 impl Options {
-    fn read(text: &str) -> Result<Self, String> {
+    fn read(text: &str) -> Result<Self, Invalid> {
         let mut options = Self::default();
         for (name, value) in form_urlencoded::parse(text.as_bytes()) {
             let value = value.into_owned();
             match &*name {
                 "tls" if value == "on" => options.tls = true,
-                "tls" => return Err("the only value of tls is on".to_owned()),
+                "tls" => return Err("the only value of tls is on".to_owned().into()),
                 "ca" => options.ca = Some(value),
                 "cert" => options.cert = Some(value),
                 "key" => options.key = Some(value),
@@ -177,18 +202,19 @@ impl Options {
                 _ => {
                     return Err(format!(
                         "unknown option `{name}`; the options are tls, ca, cert, key, sasl, user, password"
-                    ));
+                    )
+                    .into());
                 }
             }
         }
         Ok(options)
     }
 
-    fn security(self) -> Result<Vec<(&'static str, String)>, String> {
+    fn security(self) -> Result<Vec<(&'static str, String)>, Invalid> {
         let mut settings = Vec::new();
         let tls = self.tls || self.ca.is_some() || self.cert.is_some();
         if self.cert.is_some() != self.key.is_some() {
-            return Err("cert and key must be given together".to_owned());
+            return Err("cert and key must be given together".to_owned().into());
         }
         let files = [
             ("ca", "ssl.ca.location", self.ca),
@@ -199,7 +225,8 @@ impl Options {
             let Some(path) = path else { continue };
             // Otherwise OpenSSL would report it in its own words, and only when the client is
             // created.
-            std::fs::File::open(&path).map_err(|error| format!("{option}={path}: {error}"))?;
+            std::fs::File::open(&path)
+                .map_err(|error| Invalid::unreadable(&format!("{option}={path}"), error))?;
             settings.push((setting, path));
         }
         match (self.sasl, self.user, self.password) {
@@ -209,7 +236,11 @@ impl Options {
                 ("sasl.username", user),
                 ("sasl.password", password),
             ]),
-            _ => return Err("sasl, user and password must be given together".to_owned()),
+            _ => {
+                return Err("sasl, user and password must be given together"
+                    .to_owned()
+                    .into());
+            }
         }
         let sasl = settings.iter().any(|(name, _)| *name == "sasl.mechanism");
         let protocol = match (tls, sasl) {
@@ -235,19 +266,18 @@ fn mechanism(name: &str) -> Result<&'static str, String> {
 }
 
 /// Resolves a reference. A literal value is refused: it would appear in process lists and logs.
-fn secret(option: &str, reference: &str) -> Result<String, String> {
+fn secret(option: &str, reference: &str) -> Result<String, Invalid> {
     if let Some(name) = reference.strip_prefix("env:") {
-        return std::env::var(name)
-            .map_err(|_| format!("{option}=env:{name}: there is no such environment variable"));
+        return std::env::var(name).map_err(|_| {
+            format!("{option}=env:{name}: there is no such environment variable").into()
+        });
     }
     if let Some(path) = reference.strip_prefix("file:") {
         return std::fs::read_to_string(path)
             .map(|text| text.trim_end_matches(['\r', '\n']).to_owned())
-            .map_err(|error| format!("{option}=file:{path}: {error}"));
+            .map_err(|error| Invalid::unreadable(&format!("{option}=file:{path}"), error));
     }
-    Err(format!(
-        "{option} must be a reference, env:NAME or file:PATH, not the value itself"
-    ))
+    Err(format!("{option} must be a reference, env:NAME or file:PATH, not the value itself").into())
 }
 
 #[cfg(test)]
@@ -262,6 +292,17 @@ mod tests {
         let mut settings = config.security.iter();
         let found = settings.find(|(setting, _)| *setting == name);
         found.map(|(_, value)| value.as_str())
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_the_source_of_the_error() {
+        for option in ["ca", "password"] {
+            let reference = if option == "ca" { "" } else { "file:" };
+            let url = format!("kafka://a:9092/p?{option}={reference}/no/such/file");
+            let error = KafkaConfig::parse(&url).unwrap_err();
+            let source = std::error::Error::source(&error).unwrap();
+            assert!(source.is::<std::io::Error>(), "{option}: {source:?}");
+        }
     }
 
     #[test]

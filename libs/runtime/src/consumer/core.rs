@@ -13,7 +13,7 @@ use store::{Fence, Unreadable};
 
 use super::fold::{Fold, SharedEntries};
 use super::snapshot::{Backlog, Draft, Initial, StoredSnapshot};
-use crate::parking::{Handling, Parking, catch_panic};
+use crate::parking::{Handling, Parking, UnprocessedEvent, catch_panic};
 
 /// A record and its effect besides the state. `None` if it was skipped, its endpoint is parked, or
 /// it belongs to no endpoint.
@@ -277,6 +277,11 @@ impl<F: Fold> Core<F> {
     ) {
         self.remove(key);
         self.parking.park(key, position, event_type, detail, now);
+    }
+
+    /// Reports an event that belongs to no endpoint and cannot be processed.
+    pub fn report(&mut self, event: UnprocessedEvent, now: Timestamp) {
+        self.parking.report(event, now);
     }
 
     fn remove(&mut self, key: &EndpointKey) {

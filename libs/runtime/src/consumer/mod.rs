@@ -32,7 +32,7 @@ use self::snapshot::StoredSnapshot;
 use crate::clock::Clock;
 use crate::feed::{Feed, FeedItem};
 use crate::health::{Component, READING_LOG, WAITING_FOR_BUCKETS};
-use crate::parking::{self, Parking};
+use crate::parking::{self, Parking, UnprocessedEvent};
 use crate::retry::retry_while_unavailable;
 
 pub use self::core::{Applied, ApplyOutcome, Core};
@@ -281,6 +281,12 @@ impl<F: Fold> Consumer<F> {
         let now = self.deps.clock.now();
         self.core
             .park(key, position.unwrap_or_default(), "evaluation", detail, now);
+    }
+
+    /// Reports an event that belongs to no endpoint and that the service cannot process.
+    pub fn report(&mut self, event: UnprocessedEvent) {
+        let now = self.deps.clock.now();
+        self.core.report(event, now);
     }
 
     /// Handles a fence that the store rejected: another owner has taken the bucket. It is

@@ -12,7 +12,7 @@ use store::Append;
 use super::{CLOCK_STEP, Outputs, RETRY_AFTER, Reconciler};
 use crate::consumer::{Applied, Core, Fold, FoldedEntry};
 use crate::ids::Ids;
-use crate::parking::catch_panic;
+use crate::parking::{UnprocessedEvent, catch_panic};
 
 /// The subject of a write: one endpoint, or what belongs to none.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,27 +122,35 @@ impl<R: Reconciler> Evaluator<R> {
         }
     }
 
-    /// Handles records that were applied.
-    pub fn applied(&mut self, core: &Core<R::Fold>, applied: Vec<Applied<Effect<R>>>) {
+    /// Handles records that were applied. Returns those that belong to no endpoint and could not be
+    /// processed.
+    #[must_use]
+    pub fn applied(
+        &mut self,
+        core: &Core<R::Fold>,
+        applied: Vec<Applied<Effect<R>>>,
+    ) -> Vec<UnprocessedEvent> {
+        let mut unprocessed = Vec::new();
         for Applied { record, effect } in applied {
             match (record.endpoint(), effect) {
                 (Some(key), Some(effect)) => {
                     self.reconciler.applied(&key, &record, effect);
                     self.mark_one_due(key);
                 }
-                (None, _) => self.applied_global(core, &record),
+                (None, _) => unprocessed.extend(self.applied_global(core, &record)),
                 (Some(_), None) => {}
             }
         }
+        unprocessed
     }
 
-    /// A panic on a record without an endpoint parks nothing.
-    fn applied_global(&mut self, core: &Core<R::Fold>, record: &Record) {
+    fn applied_global(
+        &mut self,
+        core: &Core<R::Fold>,
+        record: &Record,
+    ) -> Option<UnprocessedEvent> {
         let reconciler = &mut self.reconciler;
-        if let Err(detail) = catch_panic(|| reconciler.apply_global(record)) {
-            let (position, event_type) = (record.position, record.event.type_name());
-            tracing::error!(service = R::SERVICE, %position, event_type, detail, "skipping an event that belongs to no endpoint and cannot be applied");
-        }
+        let applied = catch_panic(|| reconciler.apply_global(record));
         let global = &mut self.global;
         global.position = record.position;
         global.recorded = global.recorded.max(record.time);
@@ -151,6 +159,11 @@ impl<R: Reconciler> Evaluator<R> {
                 .versions
                 .insert(record.stream.clone(), record.version);
         }
+        applied.err().map(|detail| UnprocessedEvent {
+            position: record.position,
+            event_type: record.event.type_name().to_owned(),
+            detail,
+        })
     }
 
     /// Drops what is kept of an endpoint besides its state.

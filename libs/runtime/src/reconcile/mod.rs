@@ -68,7 +68,7 @@ pub trait Reconciler: Send + 'static {
     ) {
     }
 
-    /// Applies a record that belongs to no endpoint.
+    /// Applies a record that belongs to no endpoint. If it panics, the event is reported and skipped.
     fn apply_global(&mut self, _record: &Record) {}
 
     /// Returns what to write now about an endpoint; usually nothing.
@@ -227,7 +227,11 @@ impl<R: Reconciler> Loop<R> {
 
     async fn handle(&mut self, step: Step<<R::Fold as Fold>::Effect>) -> Result<(), StoreError> {
         match step {
-            Step::Applied(applied) => self.evaluator.applied(self.consumer.core(), applied),
+            Step::Applied(applied) => {
+                for event in self.evaluator.applied(self.consumer.core(), applied) {
+                    self.consumer.report(event);
+                }
+            }
             Step::Unreadable { .. }
             | Step::Advanced(_)
             | Step::RowsAcquired(_)

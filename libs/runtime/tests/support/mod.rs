@@ -6,6 +6,8 @@
 )]
 #![allow(dead_code)]
 
+pub mod positions;
+
 use std::sync::{Arc, Mutex};
 
 use bus::{Bus, BusError, BusMessage, RouteMessage, Subscription};

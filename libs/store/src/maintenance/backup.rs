@@ -34,23 +34,7 @@ pub async fn backup(
     to: &Path,
     progress: impl FnMut(u64, u64),
 ) -> Result<LogHash, StoreError> {
-    if to.exists() {
-        return Err(StoreError::refused(format!(
-            "{} exists already: choose another file",
-            to.display()
-        )));
-    }
-    let partial = with_suffix(to, ".partial");
-    remove_partial(&partial)?;
-    let hash = write(store, &partial, progress).await;
-    let _ = std::fs::remove_file(with_suffix(&partial, ".lock"));
-    match hash.and_then(|hash| finish(&partial, to).map(|()| hash)) {
-        Ok(hash) => Ok(hash),
-        Err(error) => {
-            let _ = remove_partial(&partial);
-            Err(error)
-        }
-    }
+    write_new_file(to, async |partial| write(store, partial, progress).await).await
 }
 
 /// Copies an SQLite file other than the store's, such as the history, into a new one.
@@ -59,6 +43,29 @@ pub async fn backup(
 ///
 /// [`StoreError::Refused`] if the target exists or cannot be written, others if the original cannot be read.
 pub async fn backup_file(from: &Path, to: &Path) -> Result<(), StoreError> {
+    write_new_file(to, async |partial| {
+        let readers = AuxiliaryDatabase::file(from).pool().await?;
+        let copied = match readers.acquire().await? {
+            PooledConnection::Sqlite(mut connection) => copy_pages(&mut connection, partial).await,
+            PooledConnection::Postgres(..) => Ok(()),
+        };
+        readers.close().await;
+        copied
+    })
+    .await
+}
+
+/// Has an SQLite file written under another name, and gives it its own once it is complete and durable.
+/// `write` must close the file.
+///
+/// # Errors
+///
+/// [`StoreError::Refused`] if the file exists or cannot be written, and those of `write`. No partial file is
+/// left behind.
+pub async fn write_new_file<T>(
+    to: &Path,
+    write: impl AsyncFnOnce(&Path) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
     if to.exists() {
         return Err(StoreError::refused(format!(
             "{} exists already: choose another file",
@@ -67,13 +74,9 @@ pub async fn backup_file(from: &Path, to: &Path) -> Result<(), StoreError> {
     }
     let partial = with_suffix(to, ".partial");
     remove_partial(&partial)?;
-    let readers = AuxiliaryDatabase::file(from).pool().await?;
-    let copied = match readers.acquire().await? {
-        PooledConnection::Sqlite(mut connection) => copy_pages(&mut connection, &partial).await,
-        PooledConnection::Postgres(..) => Ok(()),
-    };
-    readers.close().await;
-    let done = copied.and_then(|()| finish(&partial, to));
+    let written = write(&partial).await;
+    let _ = std::fs::remove_file(with_suffix(&partial, ".lock"));
+    let done = written.and_then(|written| finish(&partial, to).map(|()| written));
     if done.is_err() {
         let _ = remove_partial(&partial);
     }

@@ -113,7 +113,7 @@ impl OwnedConnection {
     }
 
     /// Closes the connection. In SQLite this checkpoints the write-ahead log.
-    pub(crate) async fn close(self) {
+    pub async fn close(self) {
         let closed = match self {
             Self::Sqlite(connection) => connection.close().await,
             Self::Postgres(connection, limit) => with_timeout(limit, connection.close()).await,

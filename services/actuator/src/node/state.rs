@@ -1,9 +1,10 @@
-//! Compares the state in the log with that of the backends and derives what to do. Pure.
+//! Compares the state in the log with that of the backends and derives what to do. Pure: the agent and the
+//! simulation drive it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use backends::{ObservedInstance, ObservedPhase, StartSpec};
+use backends::{BackendError, ObservedInstance, ObservedPhase, StartSpec};
 use contract::events::{
     Event, InstanceEnded, InstanceEvent, InstanceStarted, InstanceStarting, InstanceUnhealthy,
     InstanceUnready,
@@ -14,7 +15,7 @@ use contract::resources::BackendKind;
 use contract::time::{Span, Timestamp};
 use domain::instances::{Instance, Instances, Phase};
 use runtime::consumer::SharedEntries;
-use runtime::executor::{Dispatched, Request, UnconfirmedWrites};
+use runtime::executor::{Dispatched, ExecutionError, Request, UnconfirmedWrites};
 
 use super::fold::PlacementChange;
 
@@ -25,7 +26,7 @@ const STOPPED_WITH_PENSTOCK: &str = "Penstock was stopped";
 
 /// A request to a backend.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum BackendRequest {
+pub enum BackendRequest {
     Ensure {
         kind: BackendKind,
         start: Box<StartSpec>,
@@ -39,13 +40,13 @@ pub(super) enum BackendRequest {
 }
 
 impl BackendRequest {
-    pub(super) fn kind(&self) -> &BackendKind {
+    pub fn kind(&self) -> &BackendKind {
         match self {
             Self::Ensure { kind, .. } | Self::Remove { kind, .. } => kind,
         }
     }
 
-    pub(super) fn id(&self) -> &InstanceId {
+    pub fn id(&self) -> &InstanceId {
         match self {
             Self::Ensure { start, .. } => &start.id,
             Self::Remove { id, .. } => id,
@@ -55,7 +56,7 @@ impl BackendRequest {
 
 /// The requests and events due for one endpoint.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct EndpointPlan {
+pub struct EndpointPlan {
     pub requests: Vec<BackendRequest>,
     pub events: Vec<Event>,
 }
@@ -73,7 +74,7 @@ struct LocalInstance {
 
 /// What frames say about an instance besides its resources.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Placement {
+pub struct Placement {
     pub endpoint: EndpointKey,
     pub deployment_uid: Uid,
     pub deployment: Name,
@@ -83,7 +84,7 @@ pub(super) struct Placement {
 
 /// A period for which an instance is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Readiness {
+pub struct Readiness {
     /// How often it has become ready: another count is another period.
     pub count: u64,
     /// When it first became ready, if that was before this process adopted it.
@@ -92,7 +93,7 @@ pub(super) struct Readiness {
 
 /// Distinguishes requests about one instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RequestMark {
+pub enum RequestMark {
     Ensure,
     Remove { generation: u64 },
 }
@@ -116,7 +117,7 @@ impl Request for BackendRequest {
 }
 
 #[derive(Debug)]
-pub(super) struct NodeState {
+pub struct NodeState {
     node: String,
     grace: Span,
     folds: SharedEntries<Instances>,
@@ -137,7 +138,7 @@ pub(super) struct NodeState {
 }
 
 impl NodeState {
-    pub(super) fn new(node: &str, grace: Span, folds: SharedEntries<Instances>) -> Self {
+    pub fn new(node: &str, grace: Span, folds: SharedEntries<Instances>) -> Self {
         Self {
             node: node.to_owned(),
             grace,
@@ -155,7 +156,7 @@ impl NodeState {
     }
 
     /// Handles a record that was applied to the fold of its endpoint.
-    pub(super) fn handle_applied(&mut self, key: EndpointKey, change: PlacementChange) {
+    pub fn handle_applied(&mut self, key: EndpointKey, change: PlacementChange) {
         if let Some(id) = change.added {
             self.endpoints.insert(id, key.clone());
         }
@@ -168,7 +169,7 @@ impl NodeState {
     }
 
     /// Restores the state of all endpoints from their folds.
-    pub(super) fn restore_all(&mut self) {
+    pub fn restore_all(&mut self) {
         let folds = self.folds.clone();
         for (key, entry) in folds.lock().iter() {
             self.restore(key, &entry.state);
@@ -183,7 +184,7 @@ impl NodeState {
     }
 
     /// Drops the state of an endpoint. Its instances are left alone from here on.
-    pub(super) fn park(&mut self, key: &EndpointKey) {
+    pub fn park(&mut self, key: &EndpointKey) {
         self.answers.forget(key);
         self.dirty.remove(key);
         self.retry_later.0.remove(key);
@@ -202,7 +203,7 @@ impl NodeState {
     }
 
     /// Resumes an endpoint that has been folded again from the start.
-    pub(super) fn unpark(&mut self, key: &EndpointKey) {
+    pub fn unpark(&mut self, key: &EndpointKey) {
         self.parked.remove(key);
         let folds = self.folds.clone();
         if let Some(entry) = folds.lock().get(key) {
@@ -223,7 +224,7 @@ impl NodeState {
     }
 
     /// The instances of this node's backends that have not ended.
-    pub(super) fn running(&self) -> impl Iterator<Item = &InstanceId> {
+    pub fn running(&self) -> impl Iterator<Item = &InstanceId> {
         let has_ended = |local: &LocalInstance| {
             let phase = &local.observed.phase;
             matches!(
@@ -239,7 +240,7 @@ impl NodeState {
     }
 
     /// Handles a change reported by a backend.
-    pub(super) fn observe(&mut self, kind: BackendKind, observed: ObservedInstance) {
+    pub fn observe(&mut self, kind: BackendKind, observed: ObservedInstance) {
         let id = observed.id.clone();
         match self.local.get_mut(&id) {
             Some(local) => {
@@ -263,7 +264,7 @@ impl NodeState {
 
     /// Handles the full list of a backend's instances. Returns true the first time. Requests without a
     /// visible result are sent again, since changes may have been missed.
-    pub(super) fn handle_list(&mut self, kind: BackendKind, listed: Vec<ObservedInstance>) -> bool {
+    pub fn handle_list(&mut self, kind: BackendKind, listed: Vec<ObservedInstance>) -> bool {
         let of_kind = |local: &LocalInstance| local.kind == kind;
         let known_ids: Vec<InstanceId> = self
             .local
@@ -286,7 +287,7 @@ impl NodeState {
     }
 
     /// Marks an instance as failed, since its backend cannot run it.
-    pub(super) fn report_failed(&mut self, id: &InstanceId, detail: &str) {
+    pub fn report_failed(&mut self, id: &InstanceId, detail: &str) {
         let Some((_, instance)) = self.find_instance(id) else {
             return;
         };
@@ -310,7 +311,7 @@ impl NodeState {
     }
 
     /// Marks an instance as removed, since there is no backend that could have it.
-    pub(super) fn report_removed(&mut self, id: &InstanceId) {
+    pub fn report_removed(&mut self, id: &InstanceId) {
         if let Some((_, instance)) = self.find_instance(id) {
             let observed = self.ended_instance(&instance, ObservedPhase::Removed { code: None });
             self.observe(instance.spec.backend.clone(), observed);
@@ -331,8 +332,39 @@ impl NodeState {
         }
     }
 
+    /// Handles the result of a request. Its backend reports separately what became of the instance.
+    pub fn handle_result(
+        &mut self,
+        request: &BackendRequest,
+        result: Result<(), ExecutionError<BackendError>>,
+    ) {
+        let error = match result {
+            Ok(()) => return,
+            Err(ExecutionError::Failed(error)) => error,
+            Err(panicked) => {
+                tracing::error!(instance = %request.id(), error = %panicked, "backend request failed");
+                return self.retry_later(request);
+            }
+        };
+        match (request, error) {
+            (BackendRequest::Ensure { .. }, BackendError::CannotStart { detail, .. }) => {
+                self.report_failed(request.id(), &detail);
+            }
+            (BackendRequest::Ensure { .. }, error @ BackendError::Stale { .. }) => {
+                // Wanted by the log but removed at the backend: it can only be replaced.
+                self.report_failed(request.id(), &error.to_string());
+            }
+            // Already reported by the backend.
+            (_, BackendError::OutOfResources { .. }) => self.retry_later(request),
+            (_, error) => {
+                tracing::warn!(instance = %request.id(), %error, "backend request failed");
+                self.retry_later(request);
+            }
+        }
+    }
+
     /// Schedules a request that the backend could not carry out for a retry.
-    pub(super) fn retry_later(&mut self, request: &BackendRequest) {
+    fn retry_later(&mut self, request: &BackendRequest) {
         self.dispatched.forget(request.id());
         match self.endpoints.get(request.id()) {
             Some(endpoint) => self.retry_later.0.insert(endpoint.clone()),
@@ -340,16 +372,16 @@ impl NodeState {
         };
     }
 
-    pub(super) fn mark_dirty_later(&mut self, endpoint: &EndpointKey) {
+    pub fn mark_dirty_later(&mut self, endpoint: &EndpointKey) {
         self.retry_later.0.insert(endpoint.clone());
     }
 
-    pub(super) fn retry(&mut self) {
+    pub fn retry(&mut self) {
         self.dirty.append(&mut self.retry_later.0);
         self.strays.append(&mut self.retry_later.1);
     }
 
-    pub(super) fn mark_all_dirty(&mut self) {
+    pub fn mark_all_dirty(&mut self) {
         let folds = self.folds.clone();
         let locked = folds.lock();
         self.dirty = locked.iter().map(|(key, _)| key.clone()).collect();
@@ -362,12 +394,12 @@ impl NodeState {
         };
     }
 
-    pub(super) fn take_dirty(&mut self) -> BTreeSet<EndpointKey> {
+    pub fn take_dirty(&mut self) -> BTreeSet<EndpointKey> {
         std::mem::take(&mut self.dirty)
     }
 
     /// Returns the removals of instances that backends have but the log does not want.
-    pub(super) fn stray_requests(&mut self) -> Vec<BackendRequest> {
+    pub fn stray_requests(&mut self) -> Vec<BackendRequest> {
         let mut requests = Vec::new();
         for id in std::mem::take(&mut self.strays) {
             if let Some(endpoint) = self.endpoints.get(&id) {
@@ -398,7 +430,7 @@ impl NodeState {
     }
 
     /// Plans one endpoint. The returned requests count as dispatched from now on.
-    pub(super) fn plan(&mut self, key: &EndpointKey) -> EndpointPlan {
+    pub fn plan(&mut self, key: &EndpointKey) -> EndpointPlan {
         let mut plan = EndpointPlan::default();
         let folds = self.folds.clone();
         let locked = folds.lock();
@@ -423,7 +455,7 @@ impl NodeState {
     }
 
     /// Returns the version of this node's stream of an endpoint.
-    pub(super) fn version(&self, endpoint: &EndpointKey) -> u64 {
+    pub fn version(&self, endpoint: &EndpointKey) -> u64 {
         let stream = StreamName::of_node(endpoint, &self.node);
         let folds = self.folds.lock();
         let folded = folds
@@ -433,7 +465,7 @@ impl NodeState {
     }
 
     /// Handles records committed to this node's stream; the fold follows when they come back.
-    pub(super) fn committed(&mut self, key: &EndpointKey, records: &[Arc<Record>]) {
+    pub fn committed(&mut self, key: &EndpointKey, records: &[Arc<Record>]) {
         self.answers.committed(key, records);
         for record in records {
             if let Event::InstanceStarted(started) = &record.event
@@ -445,7 +477,7 @@ impl NodeState {
         }
     }
 
-    pub(super) fn find_instance(&self, id: &InstanceId) -> Option<(EndpointKey, Instance)> {
+    pub fn find_instance(&self, id: &InstanceId) -> Option<(EndpointKey, Instance)> {
         let key = self.endpoints.get(id)?;
         let folds = self.folds.lock();
         let instance = folds.get(key)?.state.instances.get(id)?;
@@ -454,7 +486,7 @@ impl NodeState {
 
     /// Returns the deployment that an instance belongs to, and its readiness: in the log, so that it gets
     /// requests, and at its backend.
-    pub(super) fn placement_of(&self, id: &InstanceId) -> Option<Placement> {
+    pub fn placement_of(&self, id: &InstanceId) -> Option<Placement> {
         let key = self.endpoints.get(id)?;
         let folds = self.folds.lock();
         let instance = folds.get(key)?.state.instances.get(id)?;
@@ -473,14 +505,14 @@ impl NodeState {
         })
     }
 
-    pub(super) fn is_adopted(&self, id: &InstanceId) -> bool {
+    pub fn is_adopted(&self, id: &InstanceId) -> bool {
         self.local
             .get(id)
             .is_some_and(|local| local.observed.adopted)
     }
 
     /// Returns the newest generation of an instance in the log or at its backend.
-    pub(super) fn newest_generation(&self, observed: &ObservedInstance) -> u64 {
+    pub fn newest_generation(&self, observed: &ObservedInstance) -> u64 {
         let requested = self
             .find_instance(&observed.id)
             .map_or(0, |(_, i)| i.generation);
@@ -488,7 +520,7 @@ impl NodeState {
     }
 
     /// Returns the events for instances that were stopped because Penstock stops.
-    pub(super) fn stop_events(
+    pub fn stop_events(
         &self,
         stopped: &BTreeMap<InstanceId, Option<i32>>,
     ) -> BTreeMap<EndpointKey, Vec<Event>> {

@@ -116,7 +116,8 @@ pub struct Manual {
 /// The profile in force from a given time on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Transition {
+#[schemars(rename = "Transition")]
+pub struct TransitionView {
     pub at: Timestamp,
     pub profile: String,
     pub min: u32,
@@ -127,7 +128,7 @@ pub struct Transition {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Preview {
-    pub items: Vec<Transition>,
+    pub items: Vec<TransitionView>,
     /// When the first change happens that was left out because there are more than 10,000; absent if none
     /// was. A preview from then on continues this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -372,12 +373,16 @@ fn previewed(
     let policy = Policy::compile(spec, zones).map_err(ApiError::invalid)?;
     let preview = policy.preview(from, to);
     Ok(Preview {
-        items: preview.items.into_iter().map(Transition::from).collect(),
+        items: preview
+            .items
+            .into_iter()
+            .map(TransitionView::from)
+            .collect(),
         cut_at: preview.cut_at,
     })
 }
 
-impl From<domain::autoscale::Transition> for Transition {
+impl From<domain::autoscale::Transition> for TransitionView {
     fn from(transition: domain::autoscale::Transition) -> Self {
         Self {
             at: transition.at,

@@ -23,7 +23,7 @@ use crate::table::{BY_ENDPOINT, Content, OPERATOR, PAGE, RouteEntry, VIEWER, rou
 /// The routes of this module.
 pub(super) fn routes() -> Vec<RouteEntry> {
     vec![
-        route!(GET "/v1/events/parked" "listParked" VIEWER, "Endpoints that a consumer has parked because it cannot process one of their events",
+        route!(GET "/v1/events/parked" "listParked" VIEWER, "Endpoints that a consumer has parked because it cannot process one of their events, and such events of no endpoint",
             Content::Json(schema::<List<Parked>>), list, query &[BY_ENDPOINT, PAGE[0], PAGE[1]]),
         route!(POST "/v1/events/{position}/skip" "skipEvent" OPERATOR, "Make a consumer skip an event, from its next fold on",
             Content::Json(schema::<Decided>), skip, body schema::<Skip>),
@@ -39,12 +39,14 @@ const READ_PAGE: usize = 1000;
 const CONSUMER_BYTES_MAX: usize = 64;
 const REASON_BYTES_MAX: usize = 1000;
 
-/// An endpoint that a consumer has parked.
+/// An endpoint that a consumer has parked, or an event that belongs to no endpoint and that it skips.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Parked {
     pub consumer: String,
-    pub endpoint: Name,
+    /// The endpoint; absent if the event belongs to none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Name>,
     /// The position of the event that the consumer cannot process.
     pub position: Position,
     pub event_type: String,
@@ -165,7 +167,7 @@ async fn endpoint_at(app: &App, position: Position) -> Result<EndpointKey, ApiEr
     };
     key.ok_or_else(|| {
         ApiError::bad_request(format!(
-            "the event at position {position} does not belong to an endpoint, so it parks none"
+            "the event at position {position} does not belong to an endpoint, so it parks none: a consumer that cannot process it skips it, and reports it until its release can"
         ))
     })
 }

@@ -13,9 +13,10 @@ use contract::time::Timestamp;
 use domain::views::{EndpointModel, MODEL_VERSION, Projection};
 use futures::StreamExt;
 use runtime::consumer::load;
-use runtime::parking::{PARKED, catch_panic, history};
+use runtime::parking::{PARKED, catch_panic, global_row_key, history};
 use store::{
-    Commit, CommitError, CursorMove, Fence, LogEntry, PageQuery, Projector, RowQuery, StoreError,
+    Commit, CommitError, CursorMove, Fence, LogEntry, PageQuery, Projector, Row, RowQuery,
+    StoreError,
 };
 
 use super::{CONSUMER, ViewsConsumer, ViewsProjector};
@@ -127,8 +128,8 @@ impl ViewsConsumer {
         Ok(owned)
     }
 
-    /// The cursor has moved past unwritten rows of parked endpoints. For those that this process can fold
-    /// again, rewrites all rows and removes the endpoint from the list of parked ones.
+    /// The cursor has moved past unwritten rows of parked endpoints, and of events of no endpoint. For what
+    /// this process can process, rewrites all rows and removes it from the list of parked endpoints.
     pub(super) async fn write_unparked(
         &self,
         bucket: Bucket,
@@ -140,17 +141,13 @@ impl ViewsConsumer {
             ..RowQuery::default()
         };
         for row in self.deps.store.rows(query).await? {
-            let Ok(key) = row.endpoint.parse::<EndpointKey>() else {
+            let Some(mut rows) = self.rows_missed(bucket, &row, owned.cursor).await? else {
                 continue;
             };
-            let is_own = row.key == format!("{CONSUMER}/{key}") && key.bucket() == bucket;
-            if !is_own || self.consumer.parking().is_parked(&key) {
-                continue;
-            }
-            let Some(mut rows) = self.rebuild_rows(&key, owned.cursor).await? else {
-                continue;
-            };
-            tracing::info!(endpoint = %key, "endpoint can be folded again, rewriting its rows");
+            tracing::info!(
+                parked = row.key,
+                "it can be processed again, rewriting its rows"
+            );
             rows.push(RowChange {
                 model: PARKED,
                 key: row.key,
@@ -168,6 +165,51 @@ impl ViewsConsumer {
             self.deps.store.commit(commit).await?;
         }
         Ok(())
+    }
+
+    /// Returns all rows of what is listed as parked in a bucket, or none if it is of another bucket or
+    /// consumer, or still cannot be processed.
+    async fn rows_missed(
+        &self,
+        bucket: Bucket,
+        parked: &Row,
+        to: Position,
+    ) -> Result<Option<Vec<RowChange>>, StoreError> {
+        let parking = self.consumer.parking();
+        let Ok(key) = parked.endpoint.parse::<EndpointKey>() else {
+            let is_own =
+                bucket == Bucket::GLOBAL && parked.key == global_row_key(CONSUMER, parked.position);
+            return match is_own && !parking.is_unprocessed(parked.position) {
+                true => self.rebuild_global_rows(to).await.map(Some),
+                false => Ok(None),
+            };
+        };
+        let is_own = parked.key == format!("{CONSUMER}/{key}") && key.bucket() == bucket;
+        match is_own && !parking.is_parked(&key) {
+            true => self.rebuild_rows(&key, to).await,
+            false => Ok(None),
+        }
+    }
+
+    /// Returns all rows of what belongs to no endpoint up to a position, without events that cannot be
+    /// processed.
+    async fn rebuild_global_rows(&self, to: Position) -> Result<Vec<RowChange>, StoreError> {
+        let (mut projector, mut rows) = (ViewsProjector::default(), Vec::new());
+        let mut after = Position::START;
+        while after < to {
+            let store = &self.deps.store;
+            let page = store
+                .read_bucket_entries(Bucket::GLOBAL, after, PAGE)
+                .await?;
+            let Some(last) = page.last() else { break };
+            after = last.position();
+            for entry in page.iter().filter(|entry| entry.position() <= to) {
+                if let LogEntry::Record(record) = entry {
+                    rows.extend(projector.project(record));
+                }
+            }
+        }
+        Ok(rows)
     }
 
     /// Returns all rows of an endpoint from its history up to a position, or none if that cannot be

@@ -26,6 +26,8 @@ pub struct ViewsProjector {
     /// Events that operators have decided to skip so far, by endpoint.
     skip_decisions: BTreeMap<EndpointKey, BTreeSet<Position>>,
     parked: BTreeMap<EndpointKey, ParkedView>,
+    /// Events that belong to no endpoint and cannot be processed.
+    unprocessed: Vec<ParkedView>,
     /// Unparked endpoints, ignored until the restart, which makes their rows.
     unparked_endpoints: BTreeSet<EndpointKey>,
     must_restart: bool,
@@ -72,9 +74,12 @@ impl ViewsProjector {
             Err(detail) => {
                 // The event may be partly applied, which the rows must not show.
                 self.must_restart |= self.projection.has_deferred_rows();
-                if let Some(key) = record.endpoint() {
-                    self.park(key, record.position, record.event.type_name(), detail);
-                }
+                self.park(
+                    record.endpoint(),
+                    record.position,
+                    record.event.type_name(),
+                    detail,
+                );
                 None
             }
         }
@@ -84,6 +89,12 @@ impl ViewsProjector {
     /// set.
     pub fn parked(&self) -> &BTreeMap<EndpointKey, ParkedView> {
         &self.parked
+    }
+
+    /// Events that belong to no endpoint and are skipped because they cannot be processed. Their `since`
+    /// is not set.
+    pub fn unprocessed(&self) -> &[ParkedView] {
+        &self.unprocessed
     }
 
     fn is_ignored(&self, record: &Record) -> bool {
@@ -98,14 +109,24 @@ impl ViewsProjector {
         })
     }
 
-    fn park(&mut self, key: EndpointKey, position: Position, event_type: &str, detail: String) {
+    fn park(
+        &mut self,
+        key: Option<EndpointKey>,
+        position: Position,
+        event_type: &str,
+        detail: String,
+    ) {
         let view = ParkedView {
             consumer: CONSUMER.to_owned(),
-            endpoint: key.endpoint(),
+            endpoint: key.as_ref().map(EndpointKey::endpoint),
             position,
             event_type: event_type.to_owned(),
             detail,
             since: Timestamp::default(),
+        };
+        let Some(key) = key else {
+            self.unprocessed.push(view);
+            return;
         };
         self.unparked_endpoints.remove(&key);
         self.parked.entry(key).or_insert(view);
@@ -159,9 +180,8 @@ impl Projector for ViewsProjector {
             detail,
             ..
         } = unreadable;
-        if let Some(key) = endpoint_of(unreadable)
-            && !self.skipped.contains(position)
-        {
+        if !self.skipped.contains(position) {
+            let key = endpoint_of(unreadable);
             self.park(key, *position, type_name, detail.clone());
         }
     }

@@ -7,6 +7,7 @@
 //! It is in a separate file if the log is in a SQLite file, and in tables next to the log in PostgreSQL,
 //! where several meters write it and every control reads it.
 
+mod backup;
 mod past;
 mod postgres;
 mod read;
@@ -28,6 +29,7 @@ use store::StoreError;
 use store::sql::{AuxiliaryDatabase, AuxiliaryTables, Pool, PooledConnection};
 use tokio::sync::Mutex;
 
+pub use backup::backup_history;
 pub use past::PastQuery;
 pub use read::{GapSpan, POINTS_MAX, Point, Query};
 use read::{StepGrid, read, read_coverage};

@@ -84,6 +84,55 @@ async fn in_database() -> Option<History> {
     Some(History::open(&location).await.unwrap())
 }
 
+#[tokio::test]
+async fn a_backup_of_a_history_in_a_database_is_a_history_in_a_file() {
+    let Some(server) = servers::Postgres::shared() else {
+        return;
+    };
+    let location = HistoryLocation::Database(server.database());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("backup.history.db");
+    assert!(!backup_history(&location, &file).await.unwrap());
+    assert!(!file.exists());
+
+    let history = History::open(&location).await.unwrap();
+    claim(&history, 1).await.unwrap();
+    // More than a page.
+    for second in SECOND..SECOND + 30 {
+        let mut batch = save(1, second);
+        let (key, pane) = batch.panes.pop_first().unwrap();
+        batch.panes.extend((0..20).map(|role| {
+            let role = format!("role-{role}").parse().unwrap();
+            (
+                PaneKey {
+                    role,
+                    ..key.clone()
+                },
+                pane.clone(),
+            )
+        }));
+        batch.panes.insert(key, pane);
+        history.save(&batch, false).await.unwrap();
+    }
+    history.save(&windows(1, SECOND), false).await.unwrap();
+    assert!(backup_history(&location, &file).await.unwrap());
+    let copy = History::open(&HistoryLocation::File(file.clone())).await;
+    let copy = copy.unwrap();
+    assert_eq!(totals(&copy).await, totals(&history).await);
+    assert!(totals(&copy).await.0 >= 30);
+    let measured = past(&history, SECOND, 0).await;
+    assert!(!measured.kinds[&SourceKind::NODE].instances.is_empty());
+    let copied = past(&copy, SECOND, 0).await;
+    assert_eq!(format!("{copied:?}"), format!("{measured:?}"));
+    let (saved, original) = (claim(&copy, 2).await, claim(&history, 2).await);
+    let (saved, original) = (saved.unwrap(), original.unwrap());
+    assert_eq!(saved.ready_through, original.ready_through);
+    assert_eq!(saved.panes_before, original.panes_before);
+    assert!(saved.open.is_some());
+    // A file is not overwritten.
+    assert!(backup_history(&location, &file).await.is_err());
+}
+
 async fn a_claim_returns_what_was_saved(history: History) {
     assert!(claim(&history, 1).await.unwrap().open.is_none());
     assert!(

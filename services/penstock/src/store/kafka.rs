@@ -23,7 +23,7 @@ impl KafkaLog {
     pub async fn read(url: &str) -> Result<Self, CliError> {
         let config = KafkaConfig::parse(url).map_err(|error| {
             // The message names the server's option.
-            CliError::Usage(error.to_string().replacen("--bus ", "", 1))
+            CliError::Usage(error.to_string().replacen("--bus ", "", 1)).caused_by(error)
         })?;
         let mut reader = read_log(&config);
         let mut sorter = ExternalSorter::default();
@@ -45,7 +45,9 @@ impl KafkaLog {
                 }
             }
         }
-        Err(failed("the log on Kafka cannot be read to its end"))
+        Err(CliError::Failed(
+            "the log on Kafka cannot be read to its end".to_owned(),
+        ))
     }
 
     /// The next events in order of position; empty at the end.
@@ -53,7 +55,9 @@ impl KafkaLog {
         let mut page = Vec::with_capacity(limit);
         while page.len() < limit {
             let next = self.sorted.next();
-            let next = next.map_err(|error| failed(format!("{}: {error}", self.url)))?;
+            let next = next.map_err(|error| {
+                CliError::Failed(format!("{}: {error}", self.url)).caused_by(error)
+            })?;
             let Some(event) = next else { break };
             page.push(event);
         }
@@ -77,7 +81,7 @@ fn read_error(error: BusError) -> CliError {
     match error {
         BusError::Unreachable(why) => CliError::NoServer(why),
         // The message names the server's option.
-        error => failed(error.to_string().replace("--bus", "the URL")),
+        error => CliError::Failed(error.to_string().replace("--bus", "the URL")).caused_by(error),
     }
 }
 

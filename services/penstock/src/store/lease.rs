@@ -64,7 +64,7 @@ async fn acquire(store: &Store, lease: &LeaseRequest, holder: &str) -> Result<Fe
             return Ok(fence);
         }
         if Instant::now() >= deadline {
-            return Err(failed(&lease.busy_message));
+            return Err(CliError::Failed(lease.busy_message.clone()));
         }
         sleep(RENEW_EVERY).await;
     }
@@ -81,7 +81,7 @@ async fn renew_until_lost(
         sleep(RENEW_EVERY).await;
         match store.renew_lease(fence, holder, TTL).await {
             Ok(true) => {}
-            Ok(false) => return failed(&lease.lost_message),
+            Ok(false) => return CliError::Failed(lease.lost_message.clone()),
             Err(error) => return failed(error),
         }
     }

@@ -26,7 +26,7 @@ use serde::Serialize;
 use store::{LogHash, Store};
 
 use cli::client::config::default_data_dir;
-use cli::error::CliError;
+use cli::error::{BoxedError, CliError};
 use cli::output::{print, print_notice};
 
 /// Migrate, back up, archive, rebuild and compare stores without a server; restore them from Kafka, and Kafka from them
@@ -183,9 +183,9 @@ struct ArchivesArgs {
   penstock store backup /backup/monday.db --store postgres://penstock@localhost/penstock
 
 The file is a complete store (sqlite:FILE). Archives are included: for a store in a file they are copied
-to the folder `archive` next to the backup, which the backups of one store share. The chart history, if
-it is in a file, is copied to FILE with the extension history.db; with PostgreSQL it is in the database, and
-the command says how to dump it.")]
+to the folder `archive` next to the backup, which the backups of one store share. The chart history is
+copied to FILE with the extension history.db, also from PostgreSQL: `penstock serve` reads it as
+history.db in its data folder.")]
 struct BackupArgs {
     /// A file that does not exist yet
     #[arg(value_name = "TO-FILE")]
@@ -314,7 +314,7 @@ impl Format {
             Self::Text => print(text),
             Self::Json => {
                 let json = serde_json::to_string(value);
-                print(&json.map_err(|error| CliError::Failed(error.to_string()))?)
+                print(&json.map_err(|error| CliError::Failed(error.to_string()).caused_by(error))?)
             }
         }
     }
@@ -324,7 +324,9 @@ pub fn store(args: &StoreArgs) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| CliError::Failed(format!("the command cannot start: {error}")))?;
+        .map_err(|error| {
+            CliError::Failed(format!("the command cannot start: {error}")).caused_by(error)
+        })?;
     runtime.block_on(async {
         match &args.command {
             StoreCommand::Migrate(args) => migrate(args).await,
@@ -339,8 +341,9 @@ pub fn store(args: &StoreArgs) -> Result<(), CliError> {
     })
 }
 
-fn failed(error: impl std::fmt::Display) -> CliError {
-    CliError::Failed(error.to_string())
+fn failed(error: impl Into<BoxedError>) -> CliError {
+    let error = error.into();
+    CliError::Failed(error.to_string()).caused_by(error)
 }
 
 fn is_kafka_url(location: &str) -> bool {
@@ -528,16 +531,10 @@ async fn backup(args: &BackupArgs) -> Result<(), CliError> {
     store.close().await;
     let hash = done.map_err(failed)?;
     let mut text = format!("{}: {}", args.to.display(), describe_hash(&hash));
-    match args.selector.history() {
-        HistoryLocation::File(history) if history.exists() => {
-            let to = args.to.with_extension("history.db");
-            store::backup_file(&history, &to).await.map_err(failed)?;
-            text.push_str(&format!("\n{}: the chart history", to.display()));
-        }
-        HistoryLocation::File(_) => {}
-        HistoryLocation::Database(_) => text.push_str(
-            "\nnot included: the chart history, in the tables history_* of the database; dump them with `pg_dump -t 'history_*'`",
-        ),
+    let to = args.to.with_extension("history.db");
+    let history = meter::backup_history(&args.selector.history(), &to).await;
+    if history.map_err(failed)? {
+        text.push_str(&format!("\n{}: the chart history", to.display()));
     }
     args.output.print(&text, &hash)
 }

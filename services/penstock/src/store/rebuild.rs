@@ -162,11 +162,17 @@ fn render(args: &RebuildArgs, rebuilt: &Rebuilt) -> String {
         rebuilt.rows_changed
     ));
     lines.extend(rebuilt.parked.iter().map(|parked| {
-        format!(
-            "parked: {}, whose event at position {} cannot be applied ({}); its rows are those before \
-             it. See `penstock events parked`",
-            parked.endpoint, parked.position, parked.detail
-        )
+        let (position, detail) = (parked.position, &parked.detail);
+        match &parked.endpoint {
+            Some(endpoint) => format!(
+                "parked: {endpoint}, whose event at position {position} cannot be applied ({detail}); its \
+                 rows are those before it. See `penstock events parked`"
+            ),
+            None => format!(
+                "skipped: the event at position {position}, which belongs to no endpoint and cannot be \
+                 applied ({detail}). See `penstock events parked`"
+            ),
+        }
     }));
     lines.join("\n")
 }
@@ -237,8 +243,8 @@ async fn advance_relay(store: &Store, to: Position) -> Result<(), CliError> {
     store.commit(commit).await.map(|_| ()).map_err(failed)
 }
 
-/// Rebuilds the read models, and lists parked endpoints as a running consumer does: otherwise a release
-/// that can apply the event would take their rows for complete.
+/// Rebuilds the read models, and lists parked endpoints and skipped events as a running consumer does:
+/// otherwise a release that can apply the event would take the rows for complete.
 async fn rebuild_models(store: &Store) -> Result<(usize, Vec<ParkedView>), CliError> {
     let head = store.head().await.map_err(failed)?;
     let mut progress = Progress::new("log read up to position");
@@ -247,7 +253,10 @@ async fn rebuild_models(store: &Store) -> Result<(usize, Vec<ParkedView>), CliEr
     let changed = store::rebuild_with(store, &mut projector, MODELS, say).await;
     let changed = changed.map_err(failed)?;
     let mut parked = Vec::new();
-    for (key, view) in projector.parked() {
+    let endpoints = projector.parked().iter();
+    let endpoints = endpoints.map(|(key, view)| (Some(key), view));
+    let others = projector.unprocessed().iter().map(|view| (None, view));
+    for (key, view) in endpoints.chain(others) {
         let view = ParkedView {
             since: SystemClock.now(),
             ..view.clone()

@@ -73,7 +73,17 @@ async fn with_bus(store: &Store, args: &RepublishArgs) -> Result<Republished, Cl
     };
     let opened = notice_if_slow(bus::open(&args.to), notice).await;
     let bus = opened.map_err(|error| match error {
-        BusError::Url { url, reason } => CliError::Usage(format!("--to {url}: {reason}")),
+        BusError::Url {
+            url,
+            reason,
+            source,
+        } => {
+            let refused = CliError::Usage(format!("--to {url}: {reason}"));
+            match source {
+                Some(source) => refused.caused_by(source),
+                None => refused,
+            }
+        }
         error => failed(error),
     })?;
     let done = match wait_until_reachable(&*bus, deadline).await {
@@ -193,9 +203,10 @@ async fn publish_page(bus: &dyn Bus, page: &[RawRecord], after: Position) -> Res
                 sleep(RETRY_DELAY).await;
             }
             Err(error) => {
-                return Err(failed(format!(
+                let sentence = format!(
                     "{error}. Everything up to position {after} is published: continue with --after {after}"
-                )));
+                );
+                return Err(CliError::Failed(sentence).caused_by(error));
             }
         }
     }

@@ -349,7 +349,9 @@ def killing_all():
 
 
 def check_space(folder, options):
-    wanted = 2 * options.events * EVENT_BYTES
+    """For the log, unless it is kept from an earlier run, and a copy."""
+    copies = 1 if options.keep and (options.keep / "generated.json").exists() else 2
+    wanted = copies * options.events * EVENT_BYTES
     free = shutil.disk_usage(folder).free
     if free < wanted:
         sys.exit(f"{folder} has {free / 1e9:.0f} GB free, and {wanted / 1e9:.0f} GB are needed: use another folder with --folder, or fewer --events")

@@ -20,6 +20,10 @@ pub mod backends;
 
 use backends::Backends;
 
+/// Why a share of mirrored traffic is refused. Remove this once gateways mirror requests.
+pub const MIRROR_UNSUPPORTED: &str =
+    "requests are not copied to other deployments yet: leave `mirror` out, or set the share to 0";
+
 /// Returns everything that is wrong with a resource, except what only the engine can check. Without
 /// `backends`, the rules of the deployment's backend are not checked.
 pub fn resource(resource: &Resource, backends: Option<&Backends>) -> Vec<Finding> {
@@ -92,6 +96,12 @@ impl Checker {
         }
         if let Some(shares) = &spec.mirror {
             self.findings.extend(limits::mirror(shares, "/spec/mirror"));
+            let valid = shares
+                .iter()
+                .filter(|(_, share)| (1..=100).contains(*share));
+            for (name, _) in valid {
+                self.report(format!("/spec/mirror/{name}"), MIRROR_UNSUPPORTED);
+            }
         }
         let bytes = spec.limits.request_bytes_max;
         self.require(

@@ -18,6 +18,7 @@ mod template;
 mod typed;
 mod yaml;
 
+pub use check::MIRROR_UNSUPPORTED;
 pub use check::backends::{BACKENDS, BackendField, BackendRules, Backends};
 pub use document::{Document, LocatedFinding, ParsedResource, read, read_with_checks};
 pub use repair::{FINDINGS_MAX, read_typed};

@@ -227,6 +227,13 @@ const ENDPOINT_CASES: &[Case] = &[
         ],
     ),
     (
+        "{green: 0}",
+        "{green: 5}",
+        &[
+            "7:12: /spec/mirror/green: requests are not copied to other deployments yet: leave `mirror` out, or set the share to 0",
+        ],
+    ),
+    (
         "limits: {requestBytesMax: 1000}",
         "limits: 1",
         &[

@@ -220,7 +220,7 @@ impl Commands {
             };
             let state = aggregate.state.as_ref();
             let decision = decide(state, request.command, &context)
-                .and_then(|events| mirror::refuse_new_shares(state, request.command, events));
+                .and_then(|events| mirror::refuse_new_shares(state, events));
             if decision.is_err() || request.dry_run {
                 self.evict_if_empty(request.endpoint, &aggregate);
             }

@@ -1,26 +1,20 @@
-//! Rejects traffic mirrors, which no gateway implements yet.
+//! Rejects changes of a traffic split that mirror requests, which no gateway implements yet. Documents are
+//! checked by `documents`.
 //!
 //! The engine supports mirrors, and stored ones are kept; a new one would be accepted, shown and
 //! ignored. Remove this once gateways mirror requests.
 
 use contract::events::Event;
 use contract::problem::Finding;
+use documents::MIRROR_UNSUPPORTED;
 use domain::endpoint::Endpoint;
-use domain::endpoint::commands::{Command, CommandRefusal};
-
-const UNSUPPORTED: &str =
-    "requests are not copied to other deployments yet: leave `mirror` out, or set the share to 0";
+use domain::endpoint::commands::CommandRefusal;
 
 /// Returns the events of a command, or an error if they start a mirror or raise its share.
 pub fn refuse_new_shares(
     before: Option<&Endpoint>,
-    command: &Command,
     events: Vec<Event>,
 ) -> Result<Vec<Event>, CommandRefusal> {
-    let base = match command {
-        Command::PutEndpoint { .. } => "/spec/mirror",
-        _ => "/mirror",
-    };
     let share = |name| {
         let shares = before.map(|endpoint| &endpoint.mirror);
         shares.and_then(|shares| shares.get(name)).copied()
@@ -33,7 +27,7 @@ pub fn refuse_new_shares(
         .flatten()
         .filter(|(name, percent)| **percent > share(name).unwrap_or(0));
     let findings: Vec<Finding> = increased
-        .map(|(name, _)| Finding::new(format!("{base}/{name}"), UNSUPPORTED))
+        .map(|(name, _)| Finding::new(format!("/mirror/{name}"), MIRROR_UNSUPPORTED))
         .collect();
     match findings.is_empty() {
         true => Ok(events),

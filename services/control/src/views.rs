@@ -99,6 +99,10 @@ pub struct ViewsConsumer {
     progress: watch::Sender<Progress>,
     row_filter: RowFilter,
     owned: BTreeMap<Bucket, ProjectedBucket>,
+    /// Assigned buckets whose rows could not be taken over or written, with the last error.
+    failing: BTreeMap<Bucket, String>,
+    /// Its own component, since the consumer sets and clears problems of its own.
+    rows_component: Component,
     routes: Arc<RoutePublisher>,
     /// Endpoints whose routes and states may have changed.
     touched: BTreeSet<EndpointKey>,
@@ -141,6 +145,8 @@ impl ViewsConsumer {
             models: models.clone(),
             progress: progress.subscribe(),
         };
+        let rows_component = deps.health.component(CONSUMER);
+        rows_component.ready();
         let consumer = Self {
             deps,
             commands,
@@ -153,6 +159,8 @@ impl ViewsConsumer {
             progress,
             row_filter,
             owned: BTreeMap::new(),
+            failing: BTreeMap::new(),
+            rows_component,
             routes,
             touched: BTreeSet::new(),
             unsettled: BTreeSet::new(),
@@ -221,7 +229,11 @@ impl ViewsConsumer {
             Step::Released(_) => Ok(()),
             Step::RowsAcquired(fences) => self.acquire_all(fences).await,
             Step::RowsReleased(buckets) => {
-                buckets.into_iter().for_each(|bucket| self.release(bucket));
+                for bucket in buckets {
+                    self.release(bucket);
+                    self.failing.remove(&bucket);
+                }
+                self.report_failing();
                 Ok(())
             }
         }

@@ -259,6 +259,23 @@ async fn members_are_recorded_again_after_a_store_outage() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_cannot_write_its_read_models_is_not_ready_until_it_can() {
+    let world = TestWorld::start().await;
+    let broken =
+        "CREATE TRIGGER broken BEFORE INSERT ON rows BEGIN SELECT RAISE(ABORT, 'broken rows'); END";
+    execute(&world, broken).await;
+    world.create_endpoint("iris").await;
+    wait_until("it is not ready", async || {
+        let missing = world.health.missing();
+        missing.iter().any(|reason| reason.contains("broken rows"))
+    })
+    .await;
+    execute(&world, "DROP TRIGGER broken").await;
+    wait_until("it is ready", async || world.health.missing().is_empty()).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_unreadable_member_event_does_not_prevent_others_from_joining() {
     let world = TestWorld::start().await;
     join_gateway(&world, "a").await;

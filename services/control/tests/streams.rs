@@ -127,11 +127,20 @@ async fn events_are_paged_from_a_position() {
     world.stop().await;
 }
 
+/// A decision of this version of the engine.
+fn present_decision() -> Decision {
+    let folder = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../libs/domain/tests/golden"
+    );
+    let path = format!("{folder}/decisions/rule.v{ENGINE_VERSION}.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn replay_reports_a_decision_that_the_engine_would_not_make() {
     let world = TestWorld::start().await;
-    let golden = include_str!("../../../libs/domain/tests/golden/decision.json");
-    let mut sound: Decision = serde_json::from_str(golden).unwrap();
+    let mut sound = present_decision();
     // It has a schedule, so it is only reproducible with the same time zones.
     sound.inputs.zone_data = Some(ZoneData::bundled().version().to_owned());
     let forged = Decision {
@@ -166,13 +175,12 @@ async fn decisions_of_other_versions_are_counted_by_version_and_are_not_faults()
         include_str!("../../../libs/domain/tests/golden/older/only-words.json"),
         include_str!("../../../libs/domain/tests/golden/older/equal.json"),
     ];
-    let present = include_str!("../../../libs/domain/tests/golden/decision.json");
-    let mut by_other_zones = read(present);
+    let mut by_other_zones = present_decision();
     by_other_zones.inputs.zone_data = Some("1999z".to_owned());
-    let mut newer = read(present);
+    let mut newer = present_decision();
     newer.engine_version += 1;
     newer.granted += 1;
-    let others = [newer, by_other_zones, read(present)];
+    let others = [newer, by_other_zones, present_decision()];
     let decisions = older.map(read).into_iter().chain(others);
     let decided = decisions.map(|decision| Event::ScalingDecided(Box::new(decision)));
     let stream = world.stream(StreamKind::Scaling, "iris");

@@ -1,7 +1,12 @@
-//! A decision as recorded in the log and as explained to a person. `UPDATE_GOLDEN=1` rewrites the
-//! files; a change to them is a change of the engine's version.
+//! Decisions as recorded in the log and as explained to a person. There is one file per decision and
+//! engine version: a change of what the engine answers needs a new version. `UPDATE_GOLDEN=1` writes the
+//! files of a new version, and new wording; it never changes what was decided.
 
-use contract::decision::{Decision, DecisionOutcome, LastChange, Recommendation, Verdict};
+use std::path::PathBuf;
+
+use contract::decision::{
+    Decision, DecisionOutcome, FailedStarts, LastChange, Pause, Recommendation, Verdict,
+};
 use contract::time::Span;
 use domain::autoscale::{Comparison, ENGINE_VERSION, compare, explain, is_reproducible};
 use serde_json::json;
@@ -45,30 +50,123 @@ fn decision() -> Decision {
     harness.decide()
 }
 
-fn equals_golden(name: &str, text: &str) {
-    let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(&path, text).unwrap();
-    }
-    let golden = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(
-        text, golden,
-        "{path}: run with UPDATE_GOLDEN=1 and review the difference"
-    );
+/// A deployment of four with a rule in each direction.
+fn of_four(concurrency: f64) -> Harness {
+    let rules = json!([
+        on_concurrency("busy", "> 4", json!({"direction": "out", "by": 2})),
+        on_concurrency("idle", "< 1", json!({"direction": "in", "by": 1})),
+    ]);
+    let damping = json!({
+        "cooldown": {"out": "30s", "in": "5m"},
+        "stabilization": {"out": "0s", "in": "5m"},
+    });
+    Harness::new(document(rules, damping), 4).value(CONCURRENCY, concurrency)
+}
+
+/// A decision for each thing that determines a count.
+fn decisions() -> Vec<(&'static str, Decision)> {
+    let seconds_ago = |seconds| START - Span::from_secs(seconds);
+    let mut stabilized = of_four(2.0);
+    stabilized.inputs.carried.recommendations = vec![Recommendation {
+        last: seconds_ago(10),
+        instances: 4,
+    }];
+    let mut cooling = of_four(40.0);
+    cooling.inputs.carried.last_out = Some(LastChange {
+        at: seconds_ago(10),
+        rule: Some("busy".into()),
+    });
+    let mut paused = of_four(2.0);
+    paused.inputs.pause = Pause {
+        scale_in: true,
+        scale_out: false,
+    };
+    let mut failing = of_four(40.0).ready(0, 4);
+    failing.inputs.failed_starts = Some(FailedStarts {
+        in_a_row: 5,
+        reason: "exit code 1".into(),
+        never_ready: true,
+    });
+    let mut bounded = of_four(2.0);
+    bounded.inputs.carried.granted = Some(30);
+    let mut fixed = of_four(2.0);
+    fixed.inputs.policy = None;
+    let until = Some(START + Span::from_secs(60));
+    vec![
+        ("rule", decision()),
+        ("scale-in", of_four(2.0).decide()),
+        ("stabilized", stabilized.decide()),
+        ("cooling", cooling.decide()),
+        ("paused", paused.decide()),
+        ("pinned", of_four(40.0).pinned(9, until).decide()),
+        ("bounded", bounded.decide()),
+        ("fixed", fixed.decide()),
+        ("failing", failing.decide()),
+        (
+            "missing",
+            of_four(2.0).signal(CONCURRENCY, missing()).decide(),
+        ),
+        (
+            "partial",
+            of_four(2.0).signal(CONCURRENCY, partial(2.0)).decide(),
+        ),
+    ]
+}
+
+fn is_update() -> bool {
+    std::env::var_os("UPDATE_GOLDEN").is_some()
+}
+
+fn golden_path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}"))
+}
+
+fn text(decision: &Decision) -> String {
+    serde_json::to_string_pretty(decision).unwrap() + "\n"
 }
 
 #[test]
-fn a_decision_matches_its_golden_file_and_is_reproduced() {
-    let text = serde_json::to_string_pretty(&decision()).unwrap() + "\n";
-    equals_golden("decision.json", &text);
-    let read: Decision = serde_json::from_str(&text).unwrap();
-    let again = serde_json::to_string_pretty(&reevaluated(&read)).unwrap() + "\n";
-    assert!(again == text, "the reevaluated decision differs: {again}");
+fn decisions_recorded_by_this_version_of_the_engine_are_reproduced() {
+    for (name, decision) in decisions() {
+        let path = golden_path(&format!("decisions/{name}.v{ENGINE_VERSION}.json"));
+        if is_update() && !path.exists() {
+            std::fs::write(&path, text(&decision)).unwrap();
+        }
+        let golden = std::fs::read_to_string(&path).unwrap_or_default();
+        let recorded: Decision = serde_json::from_str(&golden).unwrap_or_else(|error| {
+            panic!("{path:?} ({error}): run with UPDATE_GOLDEN=1 and review it")
+        });
+        let again = reevaluated(&recorded);
+        let comparison = compare(&recorded, &again);
+        assert_ne!(
+            comparison,
+            Comparison::Other,
+            "{path:?} is decided differently: raise ENGINE_VERSION and run with UPDATE_GOLDEN=1\n{}",
+            text(&again)
+        );
+        if is_update() && comparison == Comparison::WordingOnly {
+            std::fs::write(&path, text(&again)).unwrap();
+            continue;
+        }
+        assert!(
+            golden == text(&again),
+            "{path:?} is worded differently: run with UPDATE_GOLDEN=1 and review the difference\n{}",
+            text(&again)
+        );
+    }
 }
 
 #[test]
 fn an_explanation_matches_its_golden_file() {
-    equals_golden("decision.txt", &explain::text(&decision()));
+    let (path, text) = (golden_path("decision.txt"), explain::text(&decision()));
+    if is_update() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(
+        text, golden,
+        "{path:?}: run with UPDATE_GOLDEN=1 and review the difference"
+    );
 }
 
 /// Decisions of version 0: one equal to the golden one, one with other wording, and one with

@@ -81,10 +81,12 @@ impl ViewsConsumer {
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
                 Err(error) => {
                     tracing::warn!(%bucket, %error, "cannot take over read models, retrying");
+                    self.mark_failing(bucket, &error);
                     self.consumer.reacquire_rows(bucket, false);
                 }
             }
         }
+        self.report_failing();
         if self.progress.borrow().caught_up {
             // The previous owner may have stopped before doing this.
             self.publish_touched();
@@ -104,6 +106,7 @@ impl ViewsConsumer {
             self.row_filter.keep_written(bucket, cursor);
         }
         self.owned.insert(bucket, owned);
+        self.failing.remove(&bucket);
         self.progress.send_modify(|progress| {
             progress.written.insert(bucket, cursor);
         });
@@ -405,6 +408,24 @@ impl ViewsConsumer {
     pub(super) fn reacquire_after_error(&mut self, bucket: Bucket, error: &CommitError) {
         tracing::warn!(%bucket, %error, "cannot write read models, reacquiring the bucket");
         self.reacquire(bucket, false);
+        self.mark_failing(bucket, error);
+        self.report_failing();
+    }
+
+    fn mark_failing(&mut self, bucket: Bucket, error: &CommitError) {
+        // A bucket taken by another owner has its rows written there.
+        if !matches!(error, CommitError::Fenced { .. }) {
+            self.failing.insert(bucket, error.to_string());
+        }
+    }
+
+    /// Reports in readiness whether rows of our buckets cannot be written.
+    pub(super) fn report_failing(&self) {
+        let problem = self.failing.first_key_value().map(|(bucket, error)| {
+            let count = self.failing.len();
+            format!("cannot write the read models of {count} buckets, retrying; bucket {bucket}: {error}")
+        });
+        self.rows_component.set_problem(problem);
     }
 
     /// Reacquires a bucket, at once or after a while, which then brings its rows up to the position of

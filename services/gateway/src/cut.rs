@@ -39,23 +39,25 @@ impl CutReason {
         }
     }
 
-    /// The last event, in the form that clients of OpenAI's API read as an error; `None` if nothing can be
-    /// sent any more.
-    const fn last_event(self) -> Option<&'static str> {
+    /// The last event, in the form that clients of OpenAI's API read as an error.
+    const fn last_event(self) -> &'static str {
         match self {
-            Self::Idle => Some(concat!(
+            Self::Idle => concat!(
                 "event: error\ndata: {\"error\":{\"message\":\"The stream was cut: the model sent nothing ",
                 "within the deployment's streamIdleTimeout.\",\"type\":\"timeout\",\"code\":\"stream-idle\"}}\n\n",
-            )),
-            Self::Duration => Some(concat!(
+            ),
+            Self::Duration => concat!(
                 "event: error\ndata: {\"error\":{\"message\":\"The stream was cut: it took longer than the ",
                 "deployment allows.\",\"type\":\"timeout\",\"code\":\"max-duration\"}}\n\n",
-            )),
-            Self::Instance => Some(concat!(
+            ),
+            Self::Instance => concat!(
                 "event: error\ndata: {\"error\":{\"message\":\"The stream was cut: the instance closed its ",
                 "connection.\",\"type\":\"server_error\",\"code\":\"instance-closed\"}}\n\n",
-            )),
-            Self::Shutdown => None,
+            ),
+            Self::Shutdown => concat!(
+                "event: error\ndata: {\"error\":{\"message\":\"The stream was cut: the gateway is shutting ",
+                "down.\",\"type\":\"server_error\",\"code\":\"gateway-shutdown\"}}\n\n",
+            ),
         }
     }
 }
@@ -94,8 +96,7 @@ impl EventStream {
             self.tail,
             [_, b'\n', b'\n'] | [b'\n', b'\r', b'\n'] | [_, b'\r', b'\r']
         );
-        let event = reason.last_event().filter(|_| is_between_events);
-        event.map(|text| Bytes::from_static(text.as_bytes()))
+        is_between_events.then(|| Bytes::from_static(reason.last_event().as_bytes()))
     }
 }
 
@@ -150,8 +151,13 @@ mod tests {
 
     #[test]
     fn the_last_event_is_json_with_the_reason() {
-        for reason in [CutReason::Idle, CutReason::Duration, CutReason::Instance] {
-            let event = reason.last_event().unwrap();
+        for reason in [
+            CutReason::Idle,
+            CutReason::Duration,
+            CutReason::Instance,
+            CutReason::Shutdown,
+        ] {
+            let event = reason.last_event();
             let data = event.strip_prefix("event: error\ndata: ").unwrap();
             let error: serde_json::Value = serde_json::from_str(data).unwrap();
             assert_eq!(error["error"]["code"], reason.code());

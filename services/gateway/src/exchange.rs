@@ -1,8 +1,8 @@
 //! Streams the body of a response to the client, and ends the request.
 //!
 //! Invariant: a request ends when the last byte of its response is handed to the server, and its
-//! connection then returns to the pool. If it is dropped before that, the client has left, and the
-//! connection closes.
+//! connection then returns to the pool. If it is dropped before that, the connection closes: its time
+//! was over while the client did not read, the gateway ends, or the client has left.
 
 use std::mem::replace;
 use std::pin::Pin;
@@ -36,11 +36,14 @@ pub enum ResponseError {
     ClosedEarly,
     #[error("the response took longer than the deployment allows")]
     Timeout,
+    #[error("the gateway ended before the response")]
+    Shutdown,
     #[error("the client disconnected in the middle of its response")]
     ClientLeft,
 }
 
-/// A request whose response is being streamed. Dropping it early counts it as `client_left`.
+/// A request whose response is being streamed. Dropping it early counts it as cut if its time is over or
+/// the gateway ends, or else as `client_left`.
 #[derive(Debug)]
 pub struct Exchange {
     phase: ExchangePhase,
@@ -156,6 +159,9 @@ impl Exchange {
             Poll::Ready(Some(Err(_))) => Poll::Ready(Some(
                 self.cut(CutReason::Instance, ResponseError::ClosedEarly),
             )),
+            Poll::Pending if self.client.worker.meter.is_aborting.get() => {
+                Poll::Ready(Some(self.cut(CutReason::Shutdown, ResponseError::Shutdown)))
+            }
             Poll::Pending => {
                 self.begin_wait();
                 Poll::Ready(Some(ready!(self.poll_interrupt(cx))))
@@ -185,9 +191,7 @@ impl Exchange {
     ) -> Poll<Result<Frame<Bytes>, ResponseError>> {
         Poll::Ready(match ready!(self.client.poll_interrupt(cx)) {
             Interrupt::Deadline => {
-                let end_us = self.client.connection.request_end_us.get();
-                let is_over = end_us.is_none_or(|end_us| now_us() >= end_us);
-                let reason = if is_over {
+                let reason = if self.client.connection.is_request_over() {
                     CutReason::Duration
                 } else {
                     CutReason::Idle
@@ -233,9 +237,16 @@ fn complete(client: &Client, in_flight: InFlightRequest, upstream: Box<Upstream>
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if self.client.worker.meter.is_aborting.get() && self.upstream().is_some() {
+        let connection = &self.client.connection;
+        let reason = if self.client.worker.meter.is_aborting.get() {
+            Some(CutReason::Shutdown)
+        } else {
+            connection.is_request_over().then_some(CutReason::Duration)
+        };
+        if let Some(reason) = reason.filter(|_| self.upstream().is_some()) {
             // Nothing can be sent any more.
-            let _ = self.cut(CutReason::Shutdown, ResponseError::Timeout);
+            connection.reset_on_close();
+            self.end(ResponseEnd::Cut(reason));
         }
         self.client.connection.end_response();
     }

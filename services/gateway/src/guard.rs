@@ -95,6 +95,12 @@ impl ConnectionState {
         let _ = self.stream.borrow().set_zero_linger();
     }
 
+    /// Whether the current request has taken as long as its deployment allows.
+    pub fn is_request_over(&self) -> bool {
+        let end_us = self.request_end_us.get();
+        end_us.is_some_and(|end_us| now_us() >= end_us)
+    }
+
     fn is_responding(&self) -> bool {
         matches!(self.phase.get(), ConnectionPhase::Responding)
     }
@@ -271,6 +277,7 @@ impl Guard {
             self.connection.is_responding() && deadline.poll_until(cx, end_us).is_ready()
         });
         if is_late || self.write_deadline.poll(cx).is_ready() {
+            self.connection.reset_on_close();
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Poll::Pending

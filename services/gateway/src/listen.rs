@@ -48,10 +48,12 @@ struct Server {
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Delay between attempts to accept when there are no file descriptors left.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
+/// How long streams that outlasted the grace period may take to tell their clients that they are cut.
+const LAST_EVENTS_GRACE: Duration = Duration::from_millis(250);
 /// A client that has been idle for less than this is likely to send another request soon.
 const IDLE_MIN_US: u64 = 1_000_000;
 
-/// Serves until `shutdown`, then lets requests in flight finish within the grace period.
+/// Serves until `shutdown`, then lets requests in flight finish within the grace period, and cuts the rest.
 pub fn run(
     shared: Arc<SharedState>,
     shard: SharedShard,
@@ -64,12 +66,9 @@ pub fn run(
         .enable_time()
         .build_local(LocalOptions::default())?;
     let worker = Rc::new(Worker::new(shared, shard, seed));
-    let server = Rc::new(Server::new(worker.clone()));
-    runtime.block_on(server.serve(listener, shutdown))?;
+    let server = Rc::new(Server::new(worker));
     // Dropping the runtime aborts whatever is still running.
-    worker.meter.is_aborting.set(true);
-    drop(runtime);
-    Ok(())
+    runtime.block_on(server.serve(listener, shutdown))
 }
 
 impl Server {
@@ -101,15 +100,23 @@ impl Server {
             self.admit(stream);
         }
         drop(listener);
+        self.wait_for_connections(self.worker.shared.config.grace)
+            .await;
+        self.worker.meter.is_aborting.set(true);
+        self.wait_for_connections(LAST_EVENTS_GRACE).await;
+        housekeeping.abort();
+        Ok(())
+    }
+
+    /// Lets every connection notice the shutdown, and waits at most `grace` until all are closed.
+    async fn wait_for_connections(&self, grace: Duration) {
         for task in self.tasks.borrow().values() {
             task.waker.wake_by_ref();
         }
-        let end = tokio::time::Instant::now() + self.worker.shared.config.grace;
+        let end = tokio::time::Instant::now() + grace;
         while !self.tasks.borrow().is_empty() && tokio::time::Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        housekeeping.abort();
-        Ok(())
     }
 
     async fn accept(self: &Rc<Self>, listener: &TcpListener) {

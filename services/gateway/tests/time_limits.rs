@@ -180,6 +180,64 @@ async fn a_stream_that_never_pauses_is_cut_at_the_maximum_duration() {
 }
 
 #[tokio::test]
+async fn a_stream_that_its_client_does_not_read_is_reset_and_counted_as_cut_at_the_maximum_duration()
+ {
+    let instance = RawInstance::start().await;
+    let settings = limits(300, 10_000, 600);
+    let mut gateway = start(&[blue_route(1, &settings, &[instance.entry()])]).await;
+    let mut client = send_post(gateway.address, "x").await;
+    let mut stream = instance.accept_request().await;
+    write_text(&mut stream, EVENTS).await;
+    let event = format!("data: {}\n\n", "x".repeat(60_000));
+    let chunk = format!("{:x}\r\n{event}\r\n", event.len());
+    let sending = async {
+        while tokio::io::AsyncWriteExt::write_all(&mut stream, chunk.as_bytes())
+            .await
+            .is_ok()
+        {}
+    };
+    within_timeout("the cut", sending).await;
+    assert_eq!(gateway.totals(1).await.outcomes.timeout, 1);
+    assert_eq!(cuts(gateway).await, cut_line("max-duration"));
+    let end = client.read_to_end(&mut Vec::new()).await;
+    let kind = end.map_err(|error| error.kind());
+    assert_eq!(kind, Err(std::io::ErrorKind::ConnectionReset));
+}
+
+#[tokio::test]
+async fn a_stream_of_events_that_outlasts_the_gateways_grace_period_ends_with_an_error_event() {
+    let instance = RawInstance::start().await;
+    let config = gateway::Config {
+        grace: std::time::Duration::ZERO,
+        ..config()
+    };
+    let settings = limits(5_000, 60_000, 60_000);
+    let gateway = start_with(config, &[blue_route(1, &settings, &[instance.entry()])]).await;
+    let mut client = send_post(gateway.address, "x").await;
+    let mut stream = instance.accept_request().await;
+    write_text(&mut stream, EVENTS).await;
+    write_chunk(&mut stream, "data: 1\n\n").await;
+    let mut received = Vec::new();
+    while !received.ends_with(b"data: 1\n\n\r\n") {
+        let read = within_timeout("an event", client.read_buf(&mut received)).await;
+        assert_ne!(read.unwrap(), 0);
+    }
+    gateway.start_shutdown();
+    let rest = read_until_closed(&mut client).await;
+    let rest = String::from_utf8(rest).unwrap();
+    assert!(
+        rest.contains("event: error\ndata: {\"error\":")
+            && rest.contains("\"code\":\"gateway-shutdown\""),
+        "{rest}"
+    );
+    assert!(
+        rest.ends_with("0\r\n\r\n"),
+        "the stream is complete: {rest}"
+    );
+    assert_eq!(cuts(gateway).await, cut_line("gateway-shutdown"));
+}
+
+#[tokio::test]
 async fn a_stream_of_events_whose_instance_breaks_off_ends_with_an_error_event() {
     let instance = RawInstance::start().await;
     let mut gateway = start_serving(&[instance.entry()]).await;

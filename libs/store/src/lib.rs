@@ -47,5 +47,6 @@ pub use model::snapshot::{
 };
 pub use schema::format::{FORMAT, FORMAT_WITH_ARCHIVES};
 pub use schema::migrate::{Migrated, StoreFormat, inspect, migrate, migrate_with};
+pub use sql::damage::{damage_in, describe_damage};
 pub use sql::page::PageQuery;
 pub use writing::restore::POSITIONS_SKIPPED;

@@ -238,7 +238,7 @@ async fn a_damaged_page_is_located_by_what_can_be_read_around_it() {
     assert!(store.read_raw(Position(resumes), 300).await.is_ok());
     let refused = store.read_raw(Position(intact), 1).await.unwrap_err();
     assert!(
-        refused.to_string().contains("penstock events verify"),
+        refused.to_string().contains("penstock store verify"),
         "{refused}"
     );
 }

@@ -13,7 +13,7 @@ use crate::model::error::StoreError;
 use crate::model::kinds::belongs;
 use crate::model::raw::{EventRow, Unreadable};
 use crate::model::rows::{FoldedRows, PAGE_ROWS_MAX, Projector, Rows, covers};
-use crate::sql::statements;
+use crate::sql::{damage, statements};
 
 /// The maximum number of problems that a report lists; the rest are only counted.
 pub const PROBLEMS_MAX: usize = 100;
@@ -71,8 +71,8 @@ pub async fn verify_against(
     recorded: &[ChainHead],
 ) -> Result<VerifyReport, StoreError> {
     match read(store, projector, models, recorded).await {
-        Err(StoreError::Damaged(damage)) => Ok(VerifyReport {
-            problems: vec![store.describe_damage(damage.as_str()).await],
+        Err(StoreError::Damaged(error)) => Ok(VerifyReport {
+            problems: vec![damage::describe(store.location(), error.as_str()).await],
             ..VerifyReport::default()
         }),
         read => read,
@@ -97,6 +97,7 @@ async fn read(
         }
     };
     verifier.check_recorded();
+    verifier.check_tables(store).await?;
     verifier.check_cursors(&view);
     verifier.check_rows(&view.rows, &folded.rows);
     Ok(verifier.report(&view))
@@ -319,6 +320,17 @@ impl LogVerifier {
                 record.event.type_name()
             ));
         }
+    }
+
+    /// Reports damage where nothing was read, such as in snapshots.
+    async fn check_tables(&mut self, store: &Store) -> Result<(), StoreError> {
+        let mut reader = store.reader().await?;
+        let damaged = damage::damaged_tables(&mut reader.get(), damage::TABLES).await?;
+        if !damaged.is_empty() {
+            let detail = "it has unreadable pages";
+            self.problem(damage::describe(store.location(), detail).await);
+        }
+        Ok(())
     }
 
     fn check_cursors(&mut self, view: &ReadView) {

@@ -1,8 +1,9 @@
 //! The event store: the log, read models, snapshots, cursors, fences and idempotency keys.
 //!
 //! [`Store::commit`] is the only way to write. Positions become visible in order, and acknowledged
-//! commits survive power loss. In SQLite one process at a time owns a store and positions have no gaps;
-//! in PostgreSQL many processes write to it, one commit at a time.
+//! commits survive power loss. Positions have no gaps, except that a restored store skips at least
+//! [`POSITIONS_SKIPPED`]; [`verify()`] checks that. In SQLite one process at a time owns a store; in
+//! PostgreSQL many processes write to it, one commit at a time.
 //!
 //! Each folder imports only from those before it: `model` (inputs and outputs), `sql` (the databases and
 //! all SQL), `schema` (formats and migrations), `archive` (the oldest part of the log, in files),

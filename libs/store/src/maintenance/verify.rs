@@ -14,6 +14,7 @@ use crate::model::kinds::belongs;
 use crate::model::raw::{EventRow, Unreadable};
 use crate::model::rows::{FoldedRows, PAGE_ROWS_MAX, Projector, Rows, covers};
 use crate::sql::{damage, statements};
+use crate::writing::restore::POSITIONS_SKIPPED;
 
 /// The maximum number of problems that a report lists; the rest are only counted.
 pub const PROBLEMS_MAX: usize = 100;
@@ -209,9 +210,7 @@ impl LogVerifier {
     fn check_event(&mut self, raw: &RawRecord) -> Result<Record, Box<Unreadable>> {
         let position = raw.position;
         self.events += 1;
-        if position <= self.head {
-            self.problem(format!("position {position} does not follow {}", self.head));
-        }
+        self.check_position(position);
         self.head = position;
         self.check_chain(raw);
         self.check_version(raw);
@@ -230,6 +229,23 @@ impl LogVerifier {
             }
         }
         entry
+    }
+
+    /// Checks that positions rise one by one, except where a restored store starts well above what it held.
+    fn check_position(&mut self, position: Position) {
+        let head = self.head;
+        if position <= head {
+            self.problem(format!("position {position} does not follow {head}"));
+            return;
+        }
+        let what = match position.0 - head.0 {
+            1 | POSITIONS_SKIPPED.. => return,
+            2 => format!("the event at {} is", head.0 + 1),
+            step => format!("{} events are", step - 1),
+        };
+        self.problem(format!(
+            "position {position} follows {head}: {what} missing"
+        ));
     }
 
     /// Checks that an event of the current type version is stored exactly as it would be encoded now.

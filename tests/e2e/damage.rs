@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
-use crate::support::{DataFolder, Penstock};
+use crate::support::{DataFolder, Penstock, eventually};
 
 const PAGE: usize = 4096;
 
@@ -118,6 +118,50 @@ async fn damaged_read_models_are_rebuilt_from_the_intact_log() {
     assert!(verified.status.success(), "{verified:?}");
     let penstock = Penstock::start(&folder).await;
     penstock.until_ready_instances("iris", "blue", 1).await;
+    penstock.verify().await;
+    penstock.stop().await;
+}
+
+#[tokio::test]
+async fn a_truncated_write_ahead_log_is_reported_until_the_loss_is_accepted() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    penstock.deploy("iris", "blue", 1).await;
+    let saved = folder.path().join("penstock.db.heads.json");
+    let head = penstock.get("/v1/events?after=0&limit=500").await["head"].clone();
+    // The heads are saved while the server runs.
+    eventually("saved heads up to the head", || async {
+        let text = std::fs::read_to_string(&saved).ok()?;
+        let heads: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let mut items = heads["items"].as_array().unwrap().iter();
+        items
+            .any(|item| item["position"].as_u64() >= head.as_u64())
+            .then_some(())
+    })
+    .await;
+    penstock.kill().await;
+    let wal = folder.path().join("penstock.db-wal");
+    let bytes = std::fs::read(&wal).unwrap();
+    std::fs::write(&wal, &bytes[..bytes.len() / 2]).unwrap();
+
+    let penstock = Penstock::start(&folder).await;
+    let (ready, log) = (penstock.get("/readyz").await.to_string(), penstock.log());
+    let report = penstock.get("/v1/events/verify").await;
+    let problems = report["problems"].as_array().unwrap().clone();
+    for text in [&ready, &log] {
+        assert!(text.contains("penstock.db has lost events"), "{text}");
+        assert!(text.contains("penstock.db.heads.json"), "{text}");
+    }
+    let recorded =
+        |problem: &serde_json::Value| problem.as_str().unwrap().contains("recorded as the head");
+    assert!(problems.iter().any(recorded), "{report:#}");
+
+    std::fs::remove_file(&saved).unwrap();
+    eventually("readiness without the warning", || async {
+        let ready = penstock.get("/readyz").await.to_string();
+        (!ready.contains("lost events")).then_some(())
+    })
+    .await;
     penstock.verify().await;
     penstock.stop().await;
 }

@@ -8,6 +8,7 @@ use contract::log::{RawRecord, Record, StreamName};
 use serde::Serialize;
 
 use crate::log::store::Store;
+use crate::maintenance::saved_heads;
 use crate::model::chain::ChainHead;
 use crate::model::error::StoreError;
 use crate::model::kinds::belongs;
@@ -59,8 +60,9 @@ pub async fn verify(
     verify_against(store, projector, models, &[]).await
 }
 
-/// The same, and checks that the log still contains these chain heads, which were recorded elsewhere. This
-/// detects a modified last event and a truncated log.
+/// The same, and checks that the log still contains these chain heads, which were recorded elsewhere, besides
+/// those that are saved next to an SQLite store ([`SavedHeads`](crate::SavedHeads)). This detects a modified
+/// last event and a truncated log.
 ///
 /// # Errors
 ///
@@ -88,15 +90,22 @@ async fn read(
 ) -> Result<VerifyReport, StoreError> {
     // Cached data would hide later damage to a file.
     store.archive_set().clear_caches();
+    // Before the log: it may grow, and the file with it.
+    let saved = saved_heads::read_saved(store).await;
+    let heads = saved.iter().flatten().chain(recorded).copied();
+    let heads: Vec<ChainHead> = heads.collect();
     let view = ReadView::read(store, projector.consumer(), models).await?;
     let (mut verifier, folded) = loop {
         let mut folded = FoldedRows::new(models);
-        let verifier = verify_log(store, &view, projector, &mut folded, recorded).await?;
+        let verifier = verify_log(store, &view, projector, &mut folded, &heads).await?;
         if let Some(deferred) = projector.finish() {
             folded.apply(deferred);
             break (verifier, folded);
         }
     };
+    if let Err(unreadable) = saved {
+        verifier.problem(unreadable);
+    }
     verifier.check_recorded();
     verifier.check_tables(store).await?;
     verifier.check_cursors(&view);

@@ -15,6 +15,7 @@ mod data_folder;
 mod descriptor_budget;
 mod folder_logs;
 mod history;
+mod log_end;
 mod log_lines;
 mod member_logs;
 mod own_secrets;

@@ -42,6 +42,7 @@ impl Server {
         let folder = DataFolder::open(&args.data)?;
         let ctx = open_context(args, &plan, folder.path(), budget).await?;
         let log = groups.of(TaskGroupName::Log);
+        start::log_end(&ctx, log).await?;
         start::relay(&ctx, args.bus != "local", log);
         start::archiver(args, &ctx, log);
         start::watch_bus(&plan, &ctx, log);

@@ -6,6 +6,7 @@ mod archives;
 mod availability;
 mod bad_input;
 mod command_line;
+mod damage;
 mod descriptors;
 mod host_names;
 mod lifecycle;

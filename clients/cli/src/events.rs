@@ -148,7 +148,8 @@ struct ExportArgs {
 
 Each event carries the hash of the one before it in its bucket, so an event that was changed, removed
 or inserted is detected by the events after it. A change or truncation at the very end is detected with
-heads that were saved elsewhere: `penstock events head -o json` prints them.
+heads that were saved elsewhere: `penstock events head -o json` prints them; a server saves them next to a
+store in a file. `penstock store verify` checks the same without a server.
 
 Exit 1 if anything is wrong.")]
 struct VerifyArgs {

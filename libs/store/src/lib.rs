@@ -1,8 +1,9 @@
 //! The event store: the log, read models, snapshots, cursors, fences and idempotency keys.
 //!
 //! [`Store::commit`] is the only way to write. Positions become visible in order, and acknowledged
-//! commits survive power loss. In SQLite one process at a time owns a store and positions have no gaps;
-//! in PostgreSQL many processes write to it, one commit at a time.
+//! commits survive power loss. Positions have no gaps, except that a restored store skips at least
+//! [`POSITIONS_SKIPPED`]; [`verify()`] checks that. In SQLite one process at a time owns a store; in
+//! PostgreSQL many processes write to it, one commit at a time.
 //!
 //! Each folder imports only from those before it: `model` (inputs and outputs), `sql` (the databases and
 //! all SQL), `schema` (formats and migrations), `archive` (the oldest part of the log, in files),
@@ -27,6 +28,7 @@ pub use log::store::{READ_LIMIT_MAX, Store};
 pub use maintenance::backup::{backup, backup_file, write_new_file};
 pub use maintenance::heads::heads;
 pub use maintenance::rebuild::{rebuild, rebuild_with};
+pub use maintenance::saved_heads::SavedHeads;
 pub use maintenance::seal::{
     ARCHIVE_EVENTS_MAX, ARCHIVE_LEASE, BlockingConsumer, SealLimits, Sealable, SealedFile, seal,
     sealable,
@@ -47,5 +49,6 @@ pub use model::snapshot::{
 };
 pub use schema::format::{FORMAT, FORMAT_WITH_ARCHIVES};
 pub use schema::migrate::{Migrated, StoreFormat, inspect, migrate, migrate_with};
+pub use sql::damage::{damage_in, describe_damage};
 pub use sql::page::PageQuery;
 pub use writing::restore::POSITIONS_SKIPPED;

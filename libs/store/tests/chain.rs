@@ -12,7 +12,7 @@ use std::path::Path;
 use contract::chain::{ChainHash, HashedFields};
 use contract::ids::{Bucket, Position};
 use sqlx::migrate::Migrator;
-use store::{ChainHead, FORMAT, RawRecord, Store, heads, verify_against};
+use store::{ChainHead, FORMAT, POSITIONS_SKIPPED, RawRecord, Store, heads, verify_against};
 use support::database::*;
 
 /// Created by the last release of format 1.
@@ -118,6 +118,7 @@ const DAMAGE: [(&[&str], &[&str]); 7] = [
     (
         &["DELETE FROM events WHERE position = 3"],
         &[
+            "position 4 follows 2: the event at 3 is missing",
             "position 5: prev is 3, but the previous event of bucket {iris} is at 1: the event at 3 is missing",
             "position 5: version 3 of stream `endpoint/default/iris` does not follow 1",
         ],
@@ -130,6 +131,7 @@ const DAMAGE: [(&[&str], &[&str]); 7] = [
             "UPDATE events SET version = version - 1 WHERE position = 7",
         ],
         &[
+            "position 4 follows 2: the event at 3 is missing",
             "position 5: its previous-event hash does not match position 1, the previous event of bucket {iris}: \
              the event at 1 was changed, or one between them is missing",
             "position 7: its previous-event hash does not match position 5, the previous event of bucket {iris}: \
@@ -146,6 +148,9 @@ const DAMAGE: [(&[&str], &[&str]); 7] = [
             "UPDATE events SET prev = 70 WHERE position = 80",
         ],
         &[
+            "position 70 follows 6: 63 events are missing",
+            "position 80 follows 70: 9 events are missing",
+            "position 90 follows 80: 9 events are missing",
             "position 80: its previous-event hash does not match position 70, the previous event of bucket \
              {iris}: the event at 70 was inserted",
             "position 70: event id `x`",
@@ -165,6 +170,7 @@ const DAMAGE: [(&[&str], &[&str]); 7] = [
     (
         &["DELETE FROM events WHERE position = 1"],
         &[
+            "position 2 follows 0: the event at 1 is missing",
             "position 3: prev is 1, but the previous event of bucket {iris} is at 0: the event at 1 is missing",
             "position 3: version 2 of stream `endpoint/default/iris` does not follow 0",
         ],
@@ -207,6 +213,28 @@ async fn assert_found(db: &TestDatabase, damage: &[&'static str], sentences: &[&
     store.close().await;
 }
 
+async fn a_missing_newest_event_of_a_bucket_is_detected_by_its_position(db: TestDatabase) {
+    let store = two_chains(&db).await;
+    store.close().await;
+    db.execute_directly("DELETE FROM events WHERE position = 7")
+        .await;
+    let store = db.open().await;
+    // It continues the chain and the stream.
+    records(&store, commit_to(stream("iris"), 3, 1)).await;
+    let found = problems(&store).await;
+    assert_eq!(found, ["position 8 follows 6: the event at 7 is missing"]);
+}
+
+async fn positions_that_a_restore_skips_are_not_missing(db: TestDatabase) {
+    let store = two_chains(&db).await;
+    for seen in [Position::START, Position(3 * POSITIONS_SKIPPED)] {
+        store::skip_positions_above(&store, seen).await.unwrap();
+        fill(&store, &format!("tulip-{seen}"), 1).await;
+        let found = problems(&store).await;
+        assert_eq!(found, Vec::<String>::new(), "{seen}");
+    }
+}
+
 async fn a_changed_last_event_is_detected_by_recorded_heads(db: TestDatabase) {
     let store = two_chains(&db).await;
     let recorded = heads(&store).await.unwrap();
@@ -234,15 +262,17 @@ async fn a_changed_last_event_is_detected_by_recorded_heads(db: TestDatabase) {
 async fn a_truncated_log_is_detected_by_recorded_heads(db: TestDatabase) {
     let store = two_chains(&db).await;
     let recorded = heads(&store).await.unwrap();
-    db.execute_directly("DELETE FROM events WHERE position IN (5, 7)")
+    db.execute_directly("DELETE FROM events WHERE position > 4")
         .await;
     assert_eq!(problems(&store).await, Vec::<String>::new());
     let found = problems_against(&store, &recorded).await;
-    let iris = endpoint("iris").bucket();
-    let sentence = format!(
-        "position 7, recorded as the head of bucket {iris}, is missing; the bucket ends at 3"
-    );
-    assert_eq!(found, [sentence]);
+    let sentence = |name, at, end| {
+        let bucket = endpoint(name).bucket();
+        format!(
+            "position {at}, recorded as the head of bucket {bucket}, is missing; the bucket ends at {end}"
+        )
+    };
+    assert_eq!(found, [sentence("iris", 7, 3), sentence("rose", 8, 4)]);
 }
 
 /// Creates a store as the last release of format 1 left it.
@@ -375,6 +405,8 @@ support::suite! {
     each_event_carries_the_hash_of_the_one_before_it_in_its_bucket
     a_commit_that_was_refused_is_not_in_the_chain
     verify_detects_changed_missing_and_inserted_events
+    a_missing_newest_event_of_a_bucket_is_detected_by_its_position
+    positions_that_a_restore_skips_are_not_missing
     a_changed_last_event_is_detected_by_recorded_heads
     a_truncated_log_is_detected_by_recorded_heads
     a_store_of_the_previous_format_is_chained_once_and_continues

@@ -679,3 +679,36 @@ async fn a_missing_database_is_refused_and_an_unreachable_server_is_transient() 
     let away = away.err().unwrap();
     assert!(matches!(away, StoreError::Database(_)), "{away}");
 }
+
+#[tokio::test]
+async fn damage_is_reported_in_the_words_of_postgresql_with_advice_for_it() {
+    if skipped() {
+        return;
+    }
+    let db = TestDatabase::Postgres(PostgresDatabase::new().await);
+    let store = db.open().await;
+    fill(&store, "iris", 3).await;
+    let words = "invalid page in block 7 of relation base/16384/16402";
+    let damage = format!(
+        "ALTER TABLE rows RENAME TO undamaged_rows; \
+         CREATE FUNCTION damaged() RETURNS BIGINT LANGUAGE plpgsql AS \
+         $$ BEGIN RAISE '{words}' USING ERRCODE = 'data_corrupted'; END $$; \
+         CREATE VIEW rows AS SELECT 'things' AS model, 'a' AS key, '' AS endpoint, '' AS deployment, \
+         damaged() AS position, 0::BIGINT AS time, '' AS doc"
+    );
+    db.run(&damage).await;
+    let problems = verify(&store, &mut NoRows, &["things"])
+        .await
+        .unwrap()
+        .problems;
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    for part in [
+        words,
+        "all events, up to position 3, can be read",
+        "PostgreSQL's log",
+        "--store postgres://HOST/NEW",
+    ] {
+        assert!(problems[0].contains(part), "{part}: {problems:?}");
+    }
+    assert!(!problems[0].contains("sqlite:"), "{problems:?}");
+}

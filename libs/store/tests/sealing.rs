@@ -14,8 +14,8 @@ use contract::ids::{Bucket, Position};
 use contract::log::RawRecord;
 use contract::time::Timestamp;
 use store::{
-    Commit, CursorMove, SealLimits, SnapshotChange, SnapshotMeta, Store, append_raw, inspect, seal,
-    sealable, snapshot_hash,
+    Commit, CursorMove, SavedHeads, SealLimits, SnapshotChange, SnapshotMeta, Store, append_raw,
+    inspect, seal, sealable, snapshot_hash,
 };
 use support::archives::*;
 use support::database::*;
@@ -279,6 +279,18 @@ async fn a_lost_lease_seals_nothing(db: TestDatabase) {
     assert_eq!(store.archives().await.unwrap(), []);
 }
 
+async fn saved_heads_are_found_in_archives(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
+    fill(&store, "iris", 5).await;
+    let mut heads = SavedHeads::of(&store).unwrap();
+    assert!(heads.save().await.unwrap());
+    fill_from(&store, "iris", 5, 10).await;
+    sealed(&store, before(8, 10)).await;
+    assert_eq!(store.archives().await.unwrap().len(), 1);
+    assert_eq!(heads.check().await.unwrap(), None);
+}
+
 async fn the_table_keeps_only_the_last_event_of_each_stream(db: TestDatabase) {
     let fixture = ArchiveFixture::new(db);
     let store = fixture.open().await;
@@ -306,5 +318,6 @@ support::suite! {
     a_lost_lease_seals_nothing
     the_table_keeps_only_the_last_event_of_each_stream
     @sqlite
+    saved_heads_are_found_in_archives
     @postgres
 }

@@ -576,6 +576,74 @@ async fn processes_see_each_others_snapshots(db: TestDatabase) {
     assert_eq!(stored(&one).await, Some(theirs.at));
 }
 
+/// A store in which a page with parts of a snapshot is damaged, and the fold of the snapshot.
+async fn store_with_damaged_parts(db: &TestDatabase) -> (Store, Fold) {
+    let store = db.open().await;
+    fill(&store, "iris", 1).await;
+    let mut fold = Fold::of(&store).await;
+    let doc = |n: usize| format!("\"{}{n}\"", "x".repeat(400));
+    let parts: Vec<(String, String)> = (10..90).map(|n| (format!("part-{n}"), doc(n))).collect();
+    let parts = parts
+        .iter()
+        .map(|(key, doc)| (key.as_str(), Some(doc.as_str())));
+    let parts: Vec<_> = parts.collect();
+    store.commit(fold.replacement(&parts)).await.unwrap();
+    store.close().await;
+    let TestDatabase::Sqlite(folder) = db else {
+        panic!("only files have pages to damage");
+    };
+    const PAGE: usize = 4096;
+    let file = folder.path().join("log.db");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let text = doc(50).into_bytes();
+    let at = bytes.windows(text.len()).position(|bytes| *bytes == *text);
+    let page = at.unwrap() / PAGE * PAGE;
+    bytes[page..page + PAGE].fill(0);
+    std::fs::write(&file, bytes).unwrap();
+    (db.open().await, fold)
+}
+
+async fn damaged_snapshots_fail_no_events_and_are_replaced(db: TestDatabase) {
+    let (store, mut fold) = store_with_damaged_parts(&db).await;
+    let problems = verify(&store, &mut NoRows, &[]).await.unwrap().problems;
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    for part in ["`snapshot_parts`", "The log is intact", "store rebuild"] {
+        assert!(problems[0].contains(part), "{part}: {problems:?}");
+    }
+    // In one batch.
+    let (events, replaced) = tokio::join!(
+        store.commit(commit_to(stream("rose"), 0, 1)),
+        store.commit(fold.replacement(&[("a", Some("1"))])),
+    );
+    events.unwrap();
+    replaced.unwrap();
+    assert_eq!(stored(&store).await, Some(fold.at));
+    let problems = verify(&store, &mut NoRows, &[]).await.unwrap().problems;
+    assert_eq!(problems, Vec::<String>::new());
+}
+
+async fn a_change_of_a_damaged_snapshot_is_refused_alone(db: TestDatabase) {
+    let (store, mut fold) = store_with_damaged_parts(&db).await;
+    let (events, changed) = tokio::join!(
+        store.commit(commit_to(stream("rose"), 0, 1)),
+        store.commit(fold.change(&[("part-50", None)])),
+    );
+    events.unwrap();
+    let refused = changed.unwrap_err();
+    assert!(
+        matches!(refused, CommitError::SnapshotMoved { actual: None, .. }),
+        "{refused}"
+    );
+}
+
+async fn a_store_with_damaged_snapshots_can_be_backed_up(db: TestDatabase) {
+    let (store, _) = store_with_damaged_parts(&db).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("backup.db");
+    let hash = backup(&store, &file, |_, _| {}).await.unwrap();
+    assert_eq!(hash.head, Position(1));
+}
+
 support::suite! {
     a_snapshot_is_returned_with_its_changes_applied
     a_snapshot_of_many_parts_is_written_and_replaced_completely
@@ -593,6 +661,10 @@ support::suite! {
     verify_hash_and_rebuild_ignore_snapshots
     a_copy_has_no_snapshots_but_a_copied_file_does
     a_store_from_before_snapshots_gets_their_tables
-    @sqlite a_part_that_is_not_valid_text_is_damage_and_not_a_failure
+    @sqlite
+    a_part_that_is_not_valid_text_is_damage_and_not_a_failure
+    damaged_snapshots_fail_no_events_and_are_replaced
+    a_change_of_a_damaged_snapshot_is_refused_alone
+    a_store_with_damaged_snapshots_can_be_backed_up
     @postgres processes_see_each_others_snapshots
 }

@@ -13,7 +13,8 @@ use contract::time::Timestamp;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use store::{
-    Append, Commit, CommitError, Projector, Store, StoreError, heads, verify, verify_against,
+    Append, Commit, CommitError, POSITIONS_SKIPPED, Projector, SavedHeads, Store, StoreError,
+    heads, verify, verify_against,
 };
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -238,7 +239,7 @@ async fn a_damaged_page_is_located_by_what_can_be_read_around_it() {
     assert!(store.read_raw(Position(resumes), 300).await.is_ok());
     let refused = store.read_raw(Position(intact), 1).await.unwrap_err();
     assert!(
-        refused.to_string().contains("penstock events verify"),
+        refused.to_string().contains("penstock store verify"),
         "{refused}"
     );
 }
@@ -291,6 +292,7 @@ async fn a_truncated_write_ahead_log_is_detected_by_recorded_heads() {
         store.commit(commit("iris", version)).await.unwrap();
     }
     let recorded = heads(&store).await.unwrap();
+    assert!(SavedHeads::of(&store).unwrap().save().await.unwrap());
     for file in ["log.db", "log.db-wal"] {
         std::fs::copy(folder.path().join(file), copy.path().join(file)).unwrap();
     }
@@ -306,6 +308,82 @@ async fn a_truncated_write_ahead_log_is_detected_by_recorded_heads() {
     let found = report.unwrap().problems;
     let is_found = found.len() == 1 && found[0].starts_with("position 30, recorded as the head");
     assert!(is_found, "{found:?}");
+    // The heads next to the store are recorded heads, too.
+    let saved = copy.path().join("log.db.heads.json");
+    std::fs::copy(folder.path().join("log.db.heads.json"), &saved).unwrap();
+    let again = verify(&store, &mut NoRows, &[]).await.unwrap().problems;
+    assert_eq!(again, found);
+}
+
+/// A store that has lost everything after its 10th event, and its file of saved heads.
+async fn store_without_its_end(folder: &TempDir) -> (Store, std::path::PathBuf) {
+    let store = Store::open(&url(folder)).await.unwrap();
+    for version in 0..30 {
+        store.commit(commit("iris", version)).await.unwrap();
+    }
+    assert!(SavedHeads::of(&store).unwrap().save().await.unwrap());
+    store.close().await;
+    execute_directly(folder, "DELETE FROM events WHERE position > 10").await;
+    let store = Store::open(&url(folder)).await.unwrap();
+    (store, folder.path().join("log.db.heads.json"))
+}
+
+#[tokio::test]
+async fn lost_events_are_named_until_the_saved_heads_are_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, file) = store_without_its_end(&folder).await;
+    let mut heads = SavedHeads::of(&store).unwrap();
+    let warning = heads.check().await.unwrap().unwrap();
+    let bucket = EndpointKey::new(&"iris".parse().unwrap()).bucket();
+    for part in [
+        "log.db has lost events",
+        &format!("Bucket {bucket} lost everything after 10, up to 30"),
+        "store rebuild --from",
+        &format!("deleting {}", file.display()),
+    ] {
+        assert!(warning.contains(part), "{part}: {warning}");
+    }
+    store.commit(commit("iris", 10)).await.unwrap();
+    assert!(!heads.save().await.unwrap());
+    assert!(
+        SavedHeads::of(&store)
+            .unwrap()
+            .check()
+            .await
+            .unwrap()
+            .is_some()
+    );
+    std::fs::remove_file(file).unwrap();
+    assert!(heads.save().await.unwrap());
+    assert_eq!(SavedHeads::of(&store).unwrap().check().await.unwrap(), None);
+    let report = verify(&store, &mut NoRows, &[]).await.unwrap();
+    assert_eq!(report.problems, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn positions_of_lost_events_are_not_assigned_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = store_without_its_end(&folder).await;
+    SavedHeads::of(&store).unwrap().check().await.unwrap();
+    store.commit(commit("iris", 10)).await.unwrap();
+    assert_eq!(
+        store.head().await.unwrap(),
+        Position(30 + POSITIONS_SKIPPED)
+    );
+}
+
+#[tokio::test]
+async fn saved_heads_that_cannot_be_read_are_reported_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_with_three_events(&folder).await;
+    let file = folder.path().join("log.db.heads.json");
+    std::fs::write(&file, "").unwrap();
+    let mut heads = SavedHeads::of(&store).unwrap();
+    let warning = heads.check().await.unwrap().unwrap();
+    assert!(warning.contains("heads.json cannot be read"), "{warning}");
+    assert!(!heads.save().await.unwrap());
+    let report = verify(&store, &mut NoRows, &[]).await.unwrap();
+    assert_eq!(report.problems, [warning]);
 }
 
 #[tokio::test]

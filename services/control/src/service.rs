@@ -56,7 +56,8 @@ pub enum ControlError {
     },
     #[error(transparent)]
     Seal(#[from] SealError),
-    #[error(transparent)]
+    // Not transparent: whoever reports it looks for a damaged store.
+    #[error("{0}")]
     Store(#[from] StoreError),
     #[error("the first token cannot be created: {0}")]
     Token(String),

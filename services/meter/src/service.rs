@@ -91,7 +91,8 @@ pub struct Deps {
 
 #[derive(Debug, thiserror::Error)]
 pub enum MeterError {
-    #[error(transparent)]
+    // Not transparent: whoever reports it looks for a damaged store.
+    #[error("{0}")]
     Store(#[from] StoreError),
     #[error(transparent)]
     History(#[from] HistoryError),

@@ -26,7 +26,7 @@ use crate::sql::location::Location;
 use crate::sql::page::PageQuery;
 use crate::sql::{damage, statements};
 use crate::writing::cache::WriterCache;
-use crate::writing::exclusive::{ExclusiveTask, TaskOutput};
+use crate::writing::exclusive::{ExclusiveTask, Fences, TaskOutput};
 use crate::writing::head::LogHead;
 use crate::writing::staging::PreparedCommit;
 use crate::writing::writer::{CommitJob, Job, QUEUE_MAX, Subscribers, Writer};
@@ -49,8 +49,7 @@ struct Inner {
     shared_pages: SharedPages,
     follower: OnceLock<AbortHandle>,
     runtime: Handle,
-    /// The store's location, without credentials.
-    display_location: String,
+    location: Location,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -92,7 +91,6 @@ impl Store {
     }
 
     async fn open_at(location: Location, archive_set: ArchiveSet) -> Result<Self, StoreError> {
-        let display_location = location.to_string();
         let lock = location.lock()?;
         let mut migrator = location.open_migrator().await?;
         let mut progress = chain::log_progress(&location);
@@ -107,7 +105,7 @@ impl Store {
         let subscribers = Subscribers::default();
         let (writer_subscribers, writer_head) = (subscribers.clone(), head.clone());
         let writer = Writer::new(
-            location,
+            location.clone(),
             connection,
             cache,
             writer_subscribers,
@@ -127,7 +125,7 @@ impl Store {
                 shared_pages: SharedPages::default(),
                 follower: OnceLock::new(),
                 runtime: Handle::current(),
-                display_location,
+                location,
                 writer: Mutex::new(Some(writer)),
             }),
         })
@@ -422,9 +420,23 @@ impl Store {
         statements::rows(&mut self.reader().await?.get(), &query).await
     }
 
-    /// Describes the damage of a store with unreadable pages.
-    pub(crate) async fn describe_damage(&self, detail: &str) -> String {
-        damage::describe(&self.inner.readers, &self.inner.display_location, detail).await
+    /// Replaces tables whose content follows from the log by empty ones, if one of them has unreadable pages.
+    /// Returns whether it did.
+    pub(crate) async fn recreate_if_damaged(
+        &self,
+        tables: &'static [&'static str],
+        fences: Option<Arc<Fences>>,
+    ) -> Result<bool, StoreError> {
+        let is_damaged = damage::is_damaged(self.location(), tables).await?;
+        if is_damaged {
+            self.run_exclusive(ExclusiveTask::Recreate(tables, fences))
+                .await?;
+        }
+        Ok(is_damaged)
+    }
+
+    pub(crate) fn location(&self) -> &Location {
+        &self.inner.location
     }
 
     pub(crate) fn archive_set(&self) -> &ArchiveSet {

@@ -19,6 +19,7 @@ use crate::maintenance::transfer::{LogHash, copy, log_hash, skip_positions_above
 use crate::model::error::StoreError;
 use crate::sql::auxiliary::AuxiliaryDatabase;
 use crate::sql::connection::PooledConnection;
+use crate::sql::damage::SNAPSHOT_TABLES;
 use crate::sql::location::Location;
 use crate::sql::statements;
 
@@ -100,7 +101,16 @@ async fn write(
     let mut reader = store.reader().await?;
     let copied_pages = match &mut reader {
         PooledConnection::Sqlite(connection) => {
-            copy_pages(connection, partial).await?;
+            match copy_pages(connection, partial).await {
+                // A backup does not need the snapshots.
+                Err(StoreError::Damaged(_))
+                    if store.recreate_if_damaged(SNAPSHOT_TABLES, None).await? =>
+                {
+                    remove_partial(partial)?;
+                    copy_pages(connection, partial).await?;
+                }
+                copied => copied?,
+            }
             true
         }
         PooledConnection::Postgres(..) => false,

@@ -8,7 +8,8 @@
 //! on, and as soon as one of them takes its bucket back, nothing more is written.
 //!
 //! Snapshots are not touched: they do not depend on rows, nor rows on them. Each is validated by its hash
-//! and version, and only the owner of its consumer's bucket may write it.
+//! and version, and only the owner of its consumer's bucket may write it. Only tables with unreadable pages
+//! are first replaced by empty ones, be it of rows or of snapshots.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::model::commit::{Commit, CursorMove};
 use crate::model::error::{CommitError, StoreError};
 use crate::model::raw::Unreadable;
 use crate::model::rows::{PAGE_ROWS_MAX, Projector, covers};
+use crate::sql::damage::{ROW_TABLES, SNAPSHOT_TABLES};
 use crate::sql::statements;
 use crate::writing::exclusive::{ExclusiveTask, Fences};
 
@@ -67,6 +69,11 @@ pub async fn rebuild_with(
 ) -> Result<usize, StoreError> {
     let consumer = projector.consumer();
     let fences = take_buckets(store, consumer).await?;
+    for tables in [ROW_TABLES, SNAPSHOT_TABLES] {
+        store
+            .recreate_if_damaged(tables, Some(fences.clone()))
+            .await?;
+    }
     // They can no longer be moved without taking a fence.
     let cursors = store.cursors(consumer).await?;
     let (mut changed, mut reached) = (0, BTreeMap::new());

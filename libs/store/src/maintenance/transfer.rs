@@ -104,13 +104,14 @@ pub async fn append_raw(store: &Store, events: Vec<RawRecord>) -> Result<u64, St
     }
 }
 
-/// Makes new positions start [`POSITIONS_SKIPPED`] above a position that was seen elsewhere.
+/// Makes new positions start [`POSITIONS_SKIPPED`] above a position that was seen elsewhere, and above the
+/// head.
 ///
 /// # Errors
 ///
 /// If the store cannot be written or is closed.
 pub async fn skip_positions_above(store: &Store, seen: Position) -> Result<(), StoreError> {
-    let next = Position(seen.0 + POSITIONS_SKIPPED);
+    let next = Position(seen.max(store.head().await?).0 + POSITIONS_SKIPPED);
     store
         .run_exclusive(ExclusiveTask::RaiseFloor(next))
         .await

@@ -8,12 +8,14 @@ use contract::log::{RawRecord, Record, StreamName};
 use serde::Serialize;
 
 use crate::log::store::Store;
+use crate::maintenance::saved_heads;
 use crate::model::chain::ChainHead;
 use crate::model::error::StoreError;
 use crate::model::kinds::belongs;
 use crate::model::raw::{EventRow, Unreadable};
 use crate::model::rows::{FoldedRows, PAGE_ROWS_MAX, Projector, Rows, covers};
-use crate::sql::statements;
+use crate::sql::{damage, statements};
+use crate::writing::restore::POSITIONS_SKIPPED;
 
 /// The maximum number of problems that a report lists; the rest are only counted.
 pub const PROBLEMS_MAX: usize = 100;
@@ -58,8 +60,9 @@ pub async fn verify(
     verify_against(store, projector, models, &[]).await
 }
 
-/// The same, and checks that the log still contains these chain heads, which were recorded elsewhere. This
-/// detects a modified last event and a truncated log.
+/// The same, and checks that the log still contains these chain heads, which were recorded elsewhere, besides
+/// those that are saved next to an SQLite store ([`SavedHeads`](crate::SavedHeads)). This detects a modified
+/// last event and a truncated log.
 ///
 /// # Errors
 ///
@@ -71,8 +74,8 @@ pub async fn verify_against(
     recorded: &[ChainHead],
 ) -> Result<VerifyReport, StoreError> {
     match read(store, projector, models, recorded).await {
-        Err(StoreError::Damaged(damage)) => Ok(VerifyReport {
-            problems: vec![store.describe_damage(damage.as_str()).await],
+        Err(StoreError::Damaged(error)) => Ok(VerifyReport {
+            problems: vec![damage::describe(store.location(), error.as_str()).await],
             ..VerifyReport::default()
         }),
         read => read,
@@ -87,16 +90,24 @@ async fn read(
 ) -> Result<VerifyReport, StoreError> {
     // Cached data would hide later damage to a file.
     store.archive_set().clear_caches();
+    // Before the log: it may grow, and the file with it.
+    let saved = saved_heads::read_saved(store).await;
+    let heads = saved.iter().flatten().chain(recorded).copied();
+    let heads: Vec<ChainHead> = heads.collect();
     let view = ReadView::read(store, projector.consumer(), models).await?;
     let (mut verifier, folded) = loop {
         let mut folded = FoldedRows::new(models);
-        let verifier = verify_log(store, &view, projector, &mut folded, recorded).await?;
+        let verifier = verify_log(store, &view, projector, &mut folded, &heads).await?;
         if let Some(deferred) = projector.finish() {
             folded.apply(deferred);
             break (verifier, folded);
         }
     };
+    if let Err(unreadable) = saved {
+        verifier.problem(unreadable);
+    }
     verifier.check_recorded();
+    verifier.check_tables(store).await?;
     verifier.check_cursors(&view);
     verifier.check_rows(&view.rows, &folded.rows);
     Ok(verifier.report(&view))
@@ -208,9 +219,7 @@ impl LogVerifier {
     fn check_event(&mut self, raw: &RawRecord) -> Result<Record, Box<Unreadable>> {
         let position = raw.position;
         self.events += 1;
-        if position <= self.head {
-            self.problem(format!("position {position} does not follow {}", self.head));
-        }
+        self.check_position(position);
         self.head = position;
         self.check_chain(raw);
         self.check_version(raw);
@@ -229,6 +238,23 @@ impl LogVerifier {
             }
         }
         entry
+    }
+
+    /// Checks that positions rise one by one, except where a restored store starts well above what it held.
+    fn check_position(&mut self, position: Position) {
+        let head = self.head;
+        if position <= head {
+            self.problem(format!("position {position} does not follow {head}"));
+            return;
+        }
+        let what = match position.0 - head.0 {
+            1 | POSITIONS_SKIPPED.. => return,
+            2 => format!("the event at {} is", head.0 + 1),
+            step => format!("{} events are", step - 1),
+        };
+        self.problem(format!(
+            "position {position} follows {head}: {what} missing"
+        ));
     }
 
     /// Checks that an event of the current type version is stored exactly as it would be encoded now.
@@ -319,6 +345,17 @@ impl LogVerifier {
                 record.event.type_name()
             ));
         }
+    }
+
+    /// Reports damage where nothing was read, such as in snapshots.
+    async fn check_tables(&mut self, store: &Store) -> Result<(), StoreError> {
+        let mut reader = store.reader().await?;
+        let damaged = damage::damaged_tables(&mut reader.get(), damage::TABLES).await?;
+        if !damaged.is_empty() {
+            let detail = "it has unreadable pages";
+            self.problem(damage::describe(store.location(), detail).await);
+        }
+        Ok(())
     }
 
     fn check_cursors(&mut self, view: &ReadView) {

@@ -110,7 +110,8 @@ pub enum StoreError {
     },
     /// The database reports corruption.
     #[error(
-        "the store is damaged: {0}. Run `penstock events verify` to see where, what is still readable, and how to recover"
+        "the store is damaged: {0}. To see where, what is still readable, and how to recover, run `penstock events verify`, \
+         or, without a server, `penstock store verify`"
     )]
     Damaged(#[source] Failure),
     /// The request, the folder or the database is unsuitable: a retry fails, too.

@@ -66,7 +66,7 @@ pub async fn inspect(url: &str) -> Result<StoreFormat, StoreError> {
     let mut connection = location.open_migrator().await?;
     let found = read_format(&location, &mut connection).await;
     connection.close().await;
-    found
+    described(&location, found).await
 }
 
 /// Migrates a store to this binary's format; does nothing if it is up to date.
@@ -93,8 +93,12 @@ pub async fn migrate_with(
     let mut connection = location.open_migrator().await?;
     let done = upgrade(&location, &mut connection, &mut progress).await;
     connection.close().await;
+    described(&location, done).await
+}
+
+async fn described<T>(location: &Location, done: Result<T, StoreError>) -> Result<T, StoreError> {
     match done {
-        Err(StoreError::Damaged(damage)) => Err(damage::open_error(&location, damage).await),
+        Err(StoreError::Damaged(damage)) => Err(damage::open_error(location, damage).await),
         done => done,
     }
 }

@@ -26,6 +26,11 @@ pub(crate) fn as_damaged(error: &sqlx::Error) -> Option<StoreError> {
     (of_sqlite && is_corrupt).then(damaged)
 }
 
+/// Whether the database reports corruption.
+pub(crate) fn is_damage(error: &sqlx::Error) -> bool {
+    as_damaged(error).is_some()
+}
+
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match error {

@@ -9,8 +9,10 @@ use contract::log::RowChange;
 use crate::archive::archive_set::ArchiveSet;
 use crate::model::commit::Fence;
 use crate::model::error::StoreError;
+use crate::model::rows::VIEWS;
 use crate::sql::connection::{Connection, OwnedConnection};
-use crate::sql::{postgres, statements};
+use crate::sql::damage::ROW_TABLES;
+use crate::sql::{postgres, sqlite, statements};
 use crate::writing::cache::WriterCache;
 use crate::writing::lease::{self, FenceChange};
 use crate::writing::restore::RestoreBatch;
@@ -25,6 +27,9 @@ pub(crate) enum ExclusiveTask {
     RaiseFloor(Position),
     /// Writes rows, with at most one change per row. Fails if another owner has taken one of the fences.
     WriteRows(Vec<RowChange>, Arc<Fences>),
+    /// Replaces damaged tables of an SQLite store by empty ones: [`ROW_TABLES`], whose fences must still be
+    /// current, or `SNAPSHOT_TABLES`.
+    Recreate(&'static [&'static str], Option<Arc<Fences>>),
     /// Lists the next archive file.
     ListArchive(Box<NewArchive>, Arc<Fences>),
     /// Deletes archived events between two positions from the table, except the last of each stream.
@@ -107,6 +112,13 @@ impl ExclusiveTask {
                 statements::set_next_position(&mut tx, *next).await?;
                 TaskOutput::default()
             }
+            Self::Recreate(tables, fences) => {
+                if let Some(fences) = fences {
+                    fences.check(&mut tx, cache).await?;
+                }
+                recreate(&mut tx, tables).await?;
+                TaskOutput::default()
+            }
             Self::ListArchive(archive, fences) => {
                 fences.check(&mut tx, cache).await?;
                 archive.write(&mut tx).await?;
@@ -134,7 +146,9 @@ impl ExclusiveTask {
             | Self::WriteRows(..)
             | Self::ListArchive(..)
             | Self::ClearSealed(..) => None,
-            Self::Restore(_) | Self::RaiseFloor(_) => Some(WriterCache::load(&mut tx).await?),
+            Self::Restore(_) | Self::RaiseFloor(_) | Self::Recreate(..) => {
+                Some(WriterCache::load(&mut tx).await?)
+            }
         };
         transaction.commit().await?;
         if let Some(reloaded) = reloaded {
@@ -142,6 +156,24 @@ impl ExclusiveTask {
         }
         Ok(output)
     }
+}
+
+/// A cursor is removed with the rows that it covers, so that they are written again.
+async fn recreate(
+    connection: &mut Connection<'_>,
+    tables: &'static [&'static str],
+) -> Result<(), StoreError> {
+    tracing::warn!(
+        ?tables,
+        "recreating damaged tables, to be filled again from the log"
+    );
+    if let Connection::Sqlite(connection) = connection {
+        sqlite::tables::recreate(connection, tables).await?;
+    }
+    if tables == ROW_TABLES {
+        statements::remove_cursors(connection, VIEWS).await?;
+    }
+    Ok(())
 }
 
 async fn lock(connection: &mut Connection<'_>) -> Result<(), StoreError> {

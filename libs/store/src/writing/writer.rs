@@ -23,6 +23,7 @@ use crate::model::raw::EventRow;
 use crate::model::snapshot::SnapshotChange;
 use crate::sql::columns::{CursorRow, StoredIdempotencyKey};
 use crate::sql::connection::{Connection, OwnedConnection};
+use crate::sql::damage::{self, SNAPSHOT_TABLES};
 use crate::sql::location::Location;
 use crate::sql::statements;
 use crate::writing::cache::WriterCache;
@@ -74,6 +75,12 @@ pub(crate) enum Job {
 pub(crate) struct CommitJob {
     pub prepared: Box<PreparedCommit>,
     pub reply: oneshot::Sender<Result<Committed, CommitError>>,
+}
+
+impl CommitJob {
+    fn has_snapshot(&self) -> bool {
+        self.prepared.snapshot.is_some()
+    }
 }
 
 type BatchOutcomes = Vec<Result<StageOutcome, CommitError>>;
@@ -175,6 +182,11 @@ impl Writer {
                 // event id. Commits are retried one by one so that only the bad one fails. Each is checked
                 // again, so a version that was written without holding the lock is now a conflict.
                 BatchFailureKind::Refused => return self.write_each(batch).await,
+                // Other commits do not need the snapshots.
+                BatchFailureKind::Damaged if batch.iter().any(CommitJob::has_snapshot) => {
+                    self.discard_damaged_snapshots().await;
+                    return self.write_each(batch).await;
+                }
                 _ => return fail_all(batch, &failure.error),
             }
         }
@@ -187,6 +199,21 @@ impl Writer {
                 Ok(outcomes) => self.reply(single, outcomes),
                 Err(failure) => fail_all(single, &failure.error),
             }
+        }
+    }
+
+    /// Discards all snapshots if one is damaged: their consumers write new ones.
+    async fn discard_damaged_snapshots(&mut self) {
+        let discarded = match damage::is_damaged(&self.location, SNAPSHOT_TABLES).await {
+            Ok(true) => {
+                let task = ExclusiveTask::Recreate(SNAPSHOT_TABLES, None);
+                self.write_exclusive(task).await.map(|_| ())
+            }
+            Ok(false) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = discarded {
+            tracing::error!(%error, "failed to discard damaged snapshots");
         }
     }
 
@@ -437,6 +464,8 @@ enum BatchFailureKind {
     Refused,
     /// The database rolled back the transaction because of a concurrent one.
     RolledBack,
+    /// A page that the batch needs cannot be read.
+    Damaged,
     /// Anything else. Whether the batch was written may be unknown.
     Other,
 }
@@ -459,18 +488,22 @@ impl From<sqlx::Error> for BatchFailure {
                     _ => BatchFailureKind::Other,
                 }
             });
-        Self {
-            error: error.into(),
-            kind,
+        match kind {
+            BatchFailureKind::Other => StoreError::from(error).into(),
+            kind => Self {
+                error: error.into(),
+                kind,
+            },
         }
     }
 }
 
 impl From<StoreError> for BatchFailure {
     fn from(error: StoreError) -> Self {
-        Self {
-            error,
-            kind: BatchFailureKind::Other,
-        }
+        let kind = match error {
+            StoreError::Damaged(_) => BatchFailureKind::Damaged,
+            _ => BatchFailureKind::Other,
+        };
+        Self { error, kind }
     }
 }

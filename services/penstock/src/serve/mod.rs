@@ -15,6 +15,7 @@ mod data_folder;
 mod descriptor_budget;
 mod folder_logs;
 mod history;
+mod log_end;
 mod log_lines;
 mod member_logs;
 mod own_secrets;
@@ -81,7 +82,11 @@ async fn serve(args: ServeArgs, plan: Plan, budget: DescriptorBudget) -> anyhow:
     }
     // Also after a failed start: threads left behind would keep the process alive.
     groups.shutdown().await;
-    if let Some(server) = started? {
+    let started = match started {
+        Ok(started) => started,
+        Err(error) => return Err(server::with_damage(error, &args).await),
+    };
+    if let Some(server) = started {
         server.close().await;
         let data = args.data.display();
         tracing::info!(%data, "stopped; all data is kept, and the next start with it continues from here");

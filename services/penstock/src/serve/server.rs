@@ -42,6 +42,7 @@ impl Server {
         let folder = DataFolder::open(&args.data)?;
         let ctx = open_context(args, &plan, folder.path(), budget).await?;
         let log = groups.of(TaskGroupName::Log);
+        start::log_end(&ctx, log).await?;
         start::relay(&ctx, args.bus != "local", log);
         start::archiver(args, &ctx, log);
         start::watch_bus(&plan, &ctx, log);
@@ -92,11 +93,24 @@ impl Server {
     }
 }
 
+/// If the error is that the store is damaged, describes the damage.
+pub async fn with_damage(error: anyhow::Error, args: &ServeArgs) -> anyhow::Error {
+    let Some(damage) = store::damage_in(error.as_ref()) else {
+        return error;
+    };
+    match store::describe_damage(&store_url(args, &args.data), damage).await {
+        Some(described) => anyhow::Error::new(described).context("the server cannot start"),
+        None => error,
+    }
+}
+
+fn store_url(args: &ServeArgs, data: &Path) -> String {
+    let in_data = || format!("sqlite:{}", data.join("penstock.db").display());
+    args.store.clone().unwrap_or_else(in_data)
+}
+
 async fn open_store(args: &ServeArgs, data: &Path) -> anyhow::Result<Store> {
-    let url = args
-        .store
-        .clone()
-        .unwrap_or_else(|| format!("sqlite:{}", data.join("penstock.db").display()));
+    let url = store_url(args, data);
     let archives = args.archive.as_deref();
     // A file exists or does not; a database server may start after us.
     let opened = match url.starts_with("sqlite:") {

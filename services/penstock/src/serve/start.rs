@@ -30,6 +30,7 @@ use super::backends::{BACKENDS, BackendSetup};
 use super::context::ServerContext;
 use super::folder_logs::FolderLogs;
 use super::history::{MeterHistory, MeterPast};
+use super::log_end::LogEnd;
 use super::member_logs::MemberLogs;
 use super::plan::{Plan, Startup};
 use super::service::Service;
@@ -76,6 +77,17 @@ pub fn relay(ctx: &ServerContext, is_shared: bool, group: &mut TaskGroup) {
         }
     };
     group.spawn(supervise(RELAY, group.stop.clone(), run));
+}
+
+/// Compares the log with its saved heads, and keeps saving them.
+pub async fn log_end(ctx: &ServerContext, group: &mut TaskGroup) -> anyhow::Result<()> {
+    let Some(store) = &ctx.store else {
+        return Ok(());
+    };
+    if let Some(log_end) = LogEnd::check(store, ctx.health.component("store")).await? {
+        group.spawn(log_end.run(group.stop.clone()));
+    }
+    Ok(())
 }
 
 /// Starts the archiver if it is configured; one process at a time archives.

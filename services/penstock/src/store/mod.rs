@@ -15,6 +15,7 @@ mod lease;
 mod rebuild;
 mod republish;
 mod slow_notice;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -29,10 +30,11 @@ use cli::client::config::default_data_dir;
 use cli::error::{BoxedError, CliError};
 use cli::output::{print, print_notice};
 
-/// Migrate, back up, archive, rebuild and compare stores without a server; restore them from Kafka, and Kafka from them
+/// Migrate, verify, back up, archive, rebuild and compare stores without a server; restore them from Kafka, and Kafka from them
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock store migrate --check
+  penstock store verify
   penstock store backup penstock-backup.db
   penstock store rebuild
   penstock store rebuild --from penstock-backup.db --store postgres://penstock@localhost/penstock
@@ -52,6 +54,7 @@ pub struct StoreArgs {
 #[derive(Debug, clap::Subcommand)]
 enum StoreCommand {
     Migrate(MigrateArgs),
+    Verify(verify::VerifyArgs),
     Backup(BackupArgs),
     Archive(ArchiveArgs),
     Archives(ArchivesArgs),
@@ -327,9 +330,10 @@ pub fn store(args: &StoreArgs) -> Result<(), CliError> {
         .map_err(|error| {
             CliError::Failed(format!("the command cannot start: {error}")).caused_by(error)
         })?;
-    runtime.block_on(async {
+    let done = runtime.block_on(async {
         match &args.command {
             StoreCommand::Migrate(args) => migrate(args).await,
+            StoreCommand::Verify(args) => Box::pin(verify::verify(args)).await,
             StoreCommand::Backup(args) => Box::pin(backup(args)).await,
             StoreCommand::Archive(args) => Box::pin(archive::archive(args)).await,
             StoreCommand::Archives(args) => archive::archives(args).await,
@@ -338,7 +342,44 @@ pub fn store(args: &StoreArgs) -> Result<(), CliError> {
             StoreCommand::Hash(args) => Box::pin(compare::hash(args)).await,
             StoreCommand::Compare(args) => Box::pin(compare::compare(args)).await,
         }
-    })
+    });
+    match done {
+        Ok(()) => Ok(()),
+        Err(error) => Err(runtime.block_on(with_damage(error, &args.command.stores()))),
+    }
+}
+
+/// If the error is that a store is damaged, describes the damage of the first store that is.
+async fn with_damage(error: CliError, stores: &[String]) -> CliError {
+    let Some(damage) = store::damage_in(&error).cloned() else {
+        return error;
+    };
+    for url in stores {
+        if let Some(described) = store::describe_damage(url, &damage).await {
+            return failed(described);
+        }
+    }
+    error
+}
+
+impl StoreCommand {
+    /// The URLs of the stores that it reads or writes.
+    fn stores(&self) -> Vec<String> {
+        match self {
+            Self::Migrate(args) => vec![args.selector.url()],
+            Self::Verify(args) => vec![args.selector.url()],
+            Self::Backup(args) => vec![args.selector.url()],
+            Self::Archive(args) => vec![args.selector.url()],
+            Self::Archives(args) => vec![args.selector.url()],
+            Self::Rebuild(args) => {
+                let from = args.from.as_deref().map(store_url);
+                from.into_iter().chain([args.selector.url()]).collect()
+            }
+            Self::Republish(args) => vec![args.selector.url()],
+            Self::Hash(args) => vec![args.selector.url()],
+            Self::Compare(args) => vec![store_url(&args.a), store_url(&args.b)],
+        }
+    }
 }
 
 fn failed(error: impl Into<BoxedError>) -> CliError {

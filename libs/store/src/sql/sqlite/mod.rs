@@ -16,6 +16,7 @@ use crate::sql::connection::{OwnedConnection, Pool};
 use crate::sql::db_error::as_damaged;
 
 pub(crate) mod inserts;
+pub(crate) mod tables;
 
 /// The maximum number of concurrent readers. Reads are short; more connections only cost memory.
 const READERS_MAX: u32 = 4;

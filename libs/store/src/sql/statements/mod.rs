@@ -366,6 +366,16 @@ pub(crate) async fn all_cursors(
     )?)
 }
 
+/// Removes all cursors of a consumer.
+pub(crate) async fn remove_cursors(connection: &mut Connection<'_>, consumer: &str) -> Result<()> {
+    execute!(
+        connection,
+        "DELETE FROM cursors WHERE consumer = $1",
+        consumer
+    )?;
+    Ok(())
+}
+
 /// Returns all fences with their generations.
 pub(crate) async fn all_fences(connection: &mut Connection<'_>) -> Result<Vec<(String, i64)>> {
     Ok(run!(

@@ -225,8 +225,8 @@ impl Client {
         let reads = method == Method::GET;
         self.has_written.fetch_or(!reads, Ordering::Relaxed);
         let mut request = self.http.request(method, self.url(path, query)?);
-        // Verifying or replaying a long log may take arbitrarily long.
-        if path.get(1) != Some(&"events") {
+        // Verifying, replaying or archiving a long log may take arbitrarily long.
+        if !matches!(path.get(1), Some(&("events" | "archive"))) {
             request = request.timeout(REQUEST_TIMEOUT);
         }
         let last_position = self.position.load(Ordering::Relaxed);

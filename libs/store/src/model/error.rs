@@ -116,6 +116,9 @@ pub enum StoreError {
     /// The request, the folder or the database is unsuitable: a retry fails, too.
     #[error("{0}")]
     Refused(#[source] Failure),
+    /// Another process has this file open.
+    #[error("{0} is in use by another process: stop it first, or use another data folder")]
+    InUse(String),
     /// The store was shut down.
     #[error("the store is shut down")]
     Closed,
@@ -144,7 +147,7 @@ impl StoreError {
             Self::Database(failure) | Self::Damaged(failure) | Self::Refused(failure) => {
                 failure.cause = Some(Arc::new(cause));
             }
-            Self::Unreadable { .. } | Self::Closed => {}
+            Self::Unreadable { .. } | Self::InUse(_) | Self::Closed => {}
         }
         self
     }

@@ -380,7 +380,7 @@ impl Parking {
     }
 
     /// Removes rows about endpoints that are not parked, once the history of these buckets has been
-    /// folded, and about other events that have been processed.
+    /// folded, and with bucket 0 about other events that have been processed.
     pub fn caught_up(&self, buckets: &[Bucket]) {
         let parked = self.parked.keys().map(|key| row_key(self.consumer, key));
         let unprocessed = self.unprocessed.keys();
@@ -541,8 +541,8 @@ async fn write(store: &Store, rows: Vec<RowChange>) -> Result<(), StoreError> {
     }
 }
 
-/// Deletes rows left over by an earlier process: those of endpoints in these buckets, and of events
-/// of no endpoint, that are not current.
+/// Deletes rows left over by an earlier process that are not current: those of endpoints in these
+/// buckets, and by the owner of bucket 0 those of events of no endpoint.
 async fn sweep(
     store: &Store,
     consumer: &str,
@@ -557,7 +557,11 @@ async fn sweep(
     let stale = store.rows(query).await?.into_iter().filter(|row| {
         let is_ours = match row.endpoint.parse::<EndpointKey>() {
             Ok(key) => row.key == row_key(consumer, &key) && buckets.contains(&key.bucket()),
-            Err(_) => row.key == global_row_key(consumer, row.position),
+            // All replicas read these events, and one that cannot process them may be older than others.
+            Err(_) => {
+                row.key == global_row_key(consumer, row.position)
+                    && buckets.contains(&Bucket::GLOBAL_OWNER)
+            }
         };
         is_ours && !current.contains(&row.key)
     });

@@ -43,9 +43,6 @@ pub use self::snapshot::{Backlog, Draft, Initial, load};
 /// notified yet that the bucket was reassigned.
 const REACQUIRE_AFTER: Duration = Duration::from_secs(1);
 
-/// The owner of this bucket also owns what belongs to no endpoint.
-pub(crate) const GLOBAL_OWNER: Bucket = Bucket(0);
-
 /// How often to check whether snapshots are due.
 const SNAPSHOT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The most drafts waiting to be stored; more are made once these are.
@@ -748,7 +745,7 @@ async fn next_saved<T>(
 /// Adds the global bucket if its owner is among the buckets.
 fn with_global(buckets: &[Bucket]) -> Vec<Bucket> {
     let mut buckets = buckets.to_vec();
-    if buckets.contains(&GLOBAL_OWNER) {
+    if buckets.contains(&Bucket::GLOBAL_OWNER) {
         buckets.push(Bucket::GLOBAL);
     }
     buckets

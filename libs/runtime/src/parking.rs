@@ -319,7 +319,8 @@ impl Parking {
     ) {
         tracing::error!(
             consumer = self.consumer, endpoint = %key, %position, event_type, detail,
-            "endpoint parked: this consumer cannot process one of its events; see `penstock events parked`"
+            see = "penstock events parked",
+            "endpoint parked"
         );
         self.parked.insert(key.clone(), position);
         let view = ParkedView {
@@ -343,7 +344,8 @@ impl Parking {
         } = event;
         tracing::error!(
             consumer = self.consumer, %position, event_type, detail,
-            "event skipped: this consumer cannot process it, and it belongs to no endpoint; see `penstock events parked`"
+            see = "penstock events parked",
+            "event of no endpoint skipped"
         );
         self.unprocessed.insert(position, event_type.clone());
         let view = ParkedView {

@@ -311,7 +311,8 @@ impl Agent {
             let running = self.state.running().count();
             tracing::info!(
                 running,
-                "leaving the instances of this node running; its next start takes them over"
+                next_start = "takes them over",
+                "leaving the instances of this node running"
             );
         } else {
             self.stop_all(&mut observations).await?;
@@ -561,7 +562,8 @@ impl Agent {
         tracing::info!(
             ended,
             left,
-            "ended the instances of this node; its next start begins them anew"
+            next_start = "starts them again",
+            "ended the instances of this node"
         );
         self.record_stops(stopped).await
     }

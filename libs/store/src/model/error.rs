@@ -106,7 +106,8 @@ pub enum StoreError {
         /// Its position.
         position: Position,
         /// Why it cannot be decoded.
-        detail: String,
+        #[source]
+        detail: Failure,
     },
     /// The database reports corruption.
     #[error(
@@ -144,10 +145,15 @@ impl StoreError {
     #[must_use]
     pub fn caused_by(mut self, cause: impl Error + Send + Sync + 'static) -> Self {
         match &mut self {
-            Self::Database(failure) | Self::Damaged(failure) | Self::Refused(failure) => {
+            Self::Database(failure)
+            | Self::Damaged(failure)
+            | Self::Refused(failure)
+            | Self::Unreadable {
+                detail: failure, ..
+            } => {
                 failure.cause = Some(Arc::new(cause));
             }
-            Self::Unreadable { .. } | Self::InUse(_) | Self::Closed => {}
+            Self::InUse(_) | Self::Closed => {}
         }
         self
     }

@@ -47,16 +47,16 @@ const ROWS_MAX: usize = 500;
 const NAMED_MAX: usize = 3;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Labels {
+pub(crate) struct ConsumerLabels {
     consumer: &'static str,
 }
 
 /// Parked endpoints by consumer of this process.
-pub(crate) static PARKED_ENDPOINTS: LazyLock<Family<Labels, Gauge>> =
+pub(crate) static PARKED_ENDPOINTS: LazyLock<Family<ConsumerLabels, Gauge>> =
     LazyLock::new(Family::default);
 
 /// Events that belong to no endpoint and cannot be processed, by consumer of this process.
-pub(crate) static UNPROCESSED_EVENTS: LazyLock<Family<Labels, Gauge>> =
+pub(crate) static UNPROCESSED_EVENTS: LazyLock<Family<ConsumerLabels, Gauge>> =
     LazyLock::new(Family::default);
 
 /// The document of a row of [`PARKED`].
@@ -397,7 +397,7 @@ impl Parking {
     }
 
     fn publish_status(&self) {
-        let labels = Labels {
+        let labels = ConsumerLabels {
             consumer: self.consumer,
         };
         let (parked, unprocessed) = (self.parked.len(), self.unprocessed.len());

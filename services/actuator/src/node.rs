@@ -30,7 +30,7 @@ use contract::resources::BackendKind;
 use contract::time::Span;
 use futures::future::join_all;
 use runtime::clock::Clock;
-use runtime::consumer::{Applied, Consumer, ConsumerConfig, ConsumerDeps, Ownership, Step};
+use runtime::consumer::{AppliedRecord, Consumer, ConsumerConfig, ConsumerDeps, Ownership, Step};
 use runtime::executor::{RunningRequests, outcome_commit};
 use runtime::health::Component;
 use runtime::ids::Ids;
@@ -327,7 +327,7 @@ impl Agent {
     fn handle(&mut self, step: Step<PlacementChange>) {
         match step {
             Step::Applied(applied) => {
-                for Applied { record, effect } in applied {
+                for AppliedRecord { record, effect } in applied {
                     if let (Some(key), Some(change)) = (record.endpoint(), effect) {
                         self.state.handle_applied(key, change);
                     }

@@ -35,7 +35,7 @@ use crate::health::{Component, READING_LOG, WAITING_FOR_BUCKETS};
 use crate::parking::{self, Parking, UnprocessedEvent};
 use crate::retry::retry_while_unavailable;
 
-pub use self::core::{Applied, ApplyOutcome, Core};
+pub use self::core::{AppliedRecord, ApplyOutcome, Core};
 pub use self::fold::{Entries, Fold, FoldedEntry, SharedEntries};
 pub use self::snapshot::{Backlog, Draft, Initial, load};
 
@@ -97,7 +97,7 @@ pub enum Step<E> {
     /// loaded, and their history follows.
     Acquired(Vec<Bucket>),
     /// Records in order within each bucket, with their effects.
-    Applied(Vec<Applied<E>>),
+    Applied(Vec<AppliedRecord<E>>),
     /// There was nothing more to apply up to these positions of their buckets.
     Advanced(BTreeMap<Bucket, Position>),
     /// An event that cannot be decoded.
@@ -116,7 +116,7 @@ pub enum Step<E> {
         /// The record that unparked it.
         by: Arc<Record>,
         /// Its records, with their effects.
-        applied: Vec<Applied<E>>,
+        applied: Vec<AppliedRecord<E>>,
     },
     /// The history of these buckets, up to the head at their assignment, has been applied.
     CaughtUp(Vec<Bucket>),
@@ -466,7 +466,7 @@ impl<F: Fold> Consumer<F> {
                     return self.read_history(key, record);
                 }
             };
-            applied.push(Applied { record, effect });
+            applied.push(AppliedRecord { record, effect });
             if let Some(step) = then {
                 self.outbox
                     .push_back(Step::Applied(std::mem::take(&mut applied)));
@@ -569,7 +569,7 @@ impl<F: Fold> Consumer<F> {
                 let step = match self.core.rebuild(&key, entries, now) {
                     Some(applied) => Step::Rebuilt { key, by, applied },
                     None => {
-                        let record = [Applied {
+                        let record = [AppliedRecord {
                             record: by,
                             effect: None,
                         }];

@@ -10,7 +10,7 @@ use contract::time::Timestamp;
 use store::Append;
 
 use super::{CLOCK_STEP, Outputs, RETRY_AFTER, Reconciler};
-use crate::consumer::{Applied, Core, Fold, FoldedEntry};
+use crate::consumer::{AppliedRecord, Core, Fold, FoldedEntry};
 use crate::ids::Ids;
 use crate::parking::{UnprocessedEvent, catch_panic};
 
@@ -128,10 +128,10 @@ impl<R: Reconciler> Evaluator<R> {
     pub fn applied(
         &mut self,
         core: &Core<R::Fold>,
-        applied: Vec<Applied<Effect<R>>>,
+        applied: Vec<AppliedRecord<Effect<R>>>,
     ) -> Vec<UnprocessedEvent> {
         let mut unprocessed = Vec::new();
-        for Applied { record, effect } in applied {
+        for AppliedRecord { record, effect } in applied {
             match (record.endpoint(), effect) {
                 (Some(key), Some(effect)) => {
                     self.reconciler.applied(&key, &record, effect);

@@ -65,6 +65,30 @@ async fn a_server_continues_and_verifies_after_its_log_was_archived() {
 }
 
 #[tokio::test]
+async fn a_store_that_a_server_holds_is_archived_by_that_server() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    penstock.deploy("iris", "blue", 1).await;
+    let events = penstock.get("/v1/events?after=0&limit=5").await["items"].clone();
+    penstock.stop().await;
+    // Every service has stored how far it has read.
+    let penstock = Penstock::start(&folder).await;
+    let output = archive(&folder);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["sealed"].as_array().unwrap().len(), 1, "{answer}");
+    assert_eq!(
+        fs::read_dir(folder.path().join("archive")).unwrap().count(),
+        1
+    );
+    let again = penstock.get("/v1/events?after=0&limit=5").await;
+    assert_eq!(again["items"], events);
+    penstock.verify().await;
+    penstock.stop().await;
+}
+
+#[tokio::test]
 async fn a_running_server_archives_on_schedule_what_is_old_enough() {
     let folder = DataFolder::new();
     let penstock = Penstock::start(&folder).await;

@@ -12,7 +12,7 @@ use contract::ids::{Bucket, EndpointKey, InstanceId};
 use contract::log::{Actor, NewEvent, StreamName};
 use contract::resources::BackendKind;
 use contract::time::{Span, Timestamp};
-use runtime::consumer::{Applied, Step};
+use runtime::consumer::{AppliedRecord, Step};
 use runtime::executor::{RunningRequests, outcome_commit};
 use runtime::ids::{Ids, SeededIds};
 use store::Fence;
@@ -262,7 +262,7 @@ impl Node {
     fn handle(&mut self, step: Step<<NodeFold as runtime::consumer::Fold>::Effect>) {
         match step {
             Step::Applied(applied) => {
-                for Applied { record, effect } in applied {
+                for AppliedRecord { record, effect } in applied {
                     if let (Some(key), Some(change)) = (record.endpoint(), effect) {
                         self.state.handle_applied(key, change);
                     }

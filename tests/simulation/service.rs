@@ -10,7 +10,7 @@ use contract::frame::Frame;
 use contract::ids::{Bucket, EndpointKey};
 use contract::log::StreamKind;
 use contract::time::{Span, Timestamp};
-use runtime::consumer::{Applied, ApplyOutcome, Core, Fold, Initial, Step};
+use runtime::consumer::{AppliedRecord, ApplyOutcome, Core, Fold, Initial, Step};
 use runtime::health::Health;
 use runtime::ids::SeededIds;
 use runtime::parking::Parking;
@@ -135,7 +135,7 @@ impl<F: Fold> Reader<F> {
                 });
             }
         };
-        Some(Step::Applied(vec![Applied { record, effect }]))
+        Some(Step::Applied(vec![AppliedRecord { record, effect }]))
     }
 
     /// Stores a snapshot of a bucket under its fence. Returns whether the fence was refused.

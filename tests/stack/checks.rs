@@ -261,19 +261,20 @@ fn key_rotations(events: &[Value]) -> BTreeSet<u64> {
 
 /// Asserts that each minute of a deployment is closed once, each frame is counted once per deployment, and
 /// no more requests are reported than were sent. (Fewer may be: a killed gateway loses its last frame, and
-/// the newest minutes are open.) Returns the number of reported requests.
-fn assert_usage_counted_once(events: &[Value], sent: u64) -> u64 {
+/// the newest minutes are open.) Returns the start of the newest closed minute with requests.
+fn assert_usage_counted_once(events: &[Value], sent: u64) -> Option<Timestamp> {
     let mut closed = BTreeSet::new();
     let mut counted: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
     let mut reported = 0;
+    let mut newest = None;
     for event in events {
         let (kind, data) = (event["type"].as_str().unwrap(), &event["data"]);
         if !matches!(kind, "usage.closed" | "usage.corrected") {
             continue;
         }
         let deployment = data["deploymentUid"].to_string();
+        let first: Timestamp = data["minute"].as_str().unwrap().parse().unwrap();
         if kind == "usage.closed" {
-            let first: Timestamp = data["minute"].as_str().unwrap().parse().unwrap();
             for minute in 0..data["minutes"].as_u64().unwrap_or(1) {
                 let minute = first + Span::from_secs(60 * minute);
                 let new = closed.insert((deployment.clone(), minute));
@@ -291,29 +292,38 @@ fn assert_usage_counted_once(events: &[Value], sent: u64) -> u64 {
                 );
             }
         }
-        for slice in data["slices"].as_array().unwrap() {
-            let arrivals = slice.pointer("/byRole/live/arrivals");
-            reported += arrivals.map_or(0, |arrivals| arrivals.as_u64().unwrap());
+        let slices = data["slices"].as_array().unwrap().iter();
+        let arrivals = slices.filter_map(|slice| slice.pointer("/byRole/live/arrivals"));
+        let arrivals: u64 = arrivals.map(|arrivals| arrivals.as_u64().unwrap()).sum();
+        if arrivals > 0 {
+            reported += arrivals;
+            newest = newest.max(Some(first));
         }
     }
     assert!(
         reported <= sent,
         "{reported} requests are reported, but {sent} were sent"
     );
-    reported
+    newest
 }
 
-/// Waits until the first minute with requests is closed, so that usage checks are meaningful.
-pub async fn wait_for_usage(cluster: &Cluster, workload: &Workload) {
-    let deadline = Instant::now() + 2 * PATIENCE;
+/// Waits until a minute with requests that began at this time or later is closed: what has been metered
+/// before says nothing about the meters that run now.
+pub async fn wait_for_usage(cluster: &Cluster, workload: &Workload, since: Timestamp) {
+    // The minute has to begin and to end.
+    let deadline = Instant::now() + 3 * PATIENCE;
     loop {
         // Read the log first: `sent` must include every reported request.
         let events = cluster.events().await;
         let sent = workload.record.lock().unwrap().sent;
-        if assert_usage_counted_once(&events, sent) > 0 {
+        if assert_usage_counted_once(&events, sent) >= Some(since) {
             return;
         }
-        assert!(Instant::now() < deadline, "no usage:\n{}", cluster.logs());
+        assert!(
+            Instant::now() < deadline,
+            "no usage since {since}:\n{}",
+            cluster.logs()
+        );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }

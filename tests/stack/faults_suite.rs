@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use contract::time::Timestamp;
+use runtime::clock::{Clock, SystemClock};
 use serde_json::json;
 
 use crate::checks::{
@@ -44,6 +46,7 @@ async fn nothing_is_lost_or_done_twice_whatever_fails() {
     let mut injected = 0;
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     let mut convergences = Vec::new();
+    let mut last_fault = Timestamp::MIN;
     while injected < count {
         let faults = draw_faults(&mut rng, &stack, overlap.min(count - injected), &only);
         assert!(
@@ -59,6 +62,7 @@ async fn nothing_is_lost_or_done_twice_whatever_fails() {
         instances = different_count(instances, &mut rng);
         pin(&cluster, instances).await;
         let last = inject(&faults, &cluster, &stack, &workload.record).await;
+        last_fault = SystemClock.now();
         let elapsed = wait_until_converged(&cluster, last, instances).await;
         println!("  converged after {elapsed:?}");
         instances = different_count(instances, &mut Rng(seed + injected as u64));
@@ -83,7 +87,7 @@ async fn nothing_is_lost_or_done_twice_whatever_fails() {
     // Each round waited for progress of each kind.
     let rounds = convergences.len();
     assert!(summary.acknowledged.len() >= rounds && summary.keyed.len() >= rounds);
-    wait_for_usage(&cluster, &workload).await;
+    wait_for_usage(&cluster, &workload, last_fault).await;
     workload.stop().await;
     let keyed = record.lock().unwrap().keyed.clone();
     assert_keyed_writes_happened_once(&cluster, &keyed).await;

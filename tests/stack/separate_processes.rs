@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use contract::time::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -394,7 +395,7 @@ async fn one_process_per_service_serves_scales_and_meters() {
     };
     assert!(events.iter().any(|event| by_load(&event)), "not by load");
 
-    wait_for_usage(cluster, &workload).await;
+    wait_for_usage(cluster, &workload, Timestamp::MIN).await;
     let summary = workload.summary();
     workload.stop().await;
     assert_eq!(summary.unexplained, Vec::<String>::new());

@@ -119,6 +119,7 @@ pub async fn preview_live(
         CliError::Failed(format!(
             "the server's preview cannot be read by this client ({error}); use -o json"
         ))
+        .caused_by(error)
     })?;
     show(&preview, args.output, screen)
 }

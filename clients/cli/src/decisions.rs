@@ -199,6 +199,7 @@ fn render_explanation(body: &ApiResponse) -> Result<String, CliError> {
         CliError::Failed(format!(
             "the decision cannot be explained by this client ({error}); use one of the server's release, or -o json"
         ))
+        .caused_by(error)
     })?;
     let id = view.id;
     Ok(format!("Decision {id}\n{}", engine::explanation(view)))

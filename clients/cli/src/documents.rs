@@ -210,6 +210,7 @@ fn standard_input() -> Result<Source, CliError> {
         .read_to_string(&mut text)
         .map_err(|error| {
             CliError::Failed(format!("standard input cannot be read as text: {error}"))
+                .caused_by(error)
         })?;
     Ok(Source {
         name: "<stdin>".into(),

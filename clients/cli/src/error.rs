@@ -33,7 +33,7 @@ pub enum CliError {
 impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Client(ClientError::BadRequest(..)) => 2,
+            Self::Usage(_) | Self::Client(ClientError::BadRequest { .. }) => 2,
             Self::Failed(_)
             | Self::Client(ClientError::Refused(_) | ClientError::Unreadable { .. }) => 1,
             Self::NoServer(_)

@@ -272,7 +272,7 @@ async fn export(client: &Client, args: &ExportArgs) -> Result<(), CliError> {
     let mut out: Box<dyn Write> = match &args.out {
         None => Box::new(std::io::stdout()),
         Some(path) => Box::new(std::io::BufWriter::new(
-            std::fs::File::create(path).map_err(|error| not_written(args, &error))?,
+            std::fs::File::create(path).map_err(|error| not_written(args, error))?,
         )),
     };
     let (mut after, mut count) = (args.after, 0_u64);
@@ -282,7 +282,7 @@ async fn export(client: &Client, args: &ExportArgs) -> Result<(), CliError> {
             break;
         };
         for event in &events {
-            writeln!(out, "{event}").map_err(|error| not_written(args, &error))?;
+            writeln!(out, "{event}").map_err(|error| not_written(args, error))?;
         }
         count += events.len() as u64;
         if last <= after {
@@ -292,12 +292,12 @@ async fn export(client: &Client, args: &ExportArgs) -> Result<(), CliError> {
         }
         after = last;
     }
-    out.flush().map_err(|error| not_written(args, &error))?;
+    out.flush().map_err(|error| not_written(args, error))?;
     print_notice(&format!("{count} events written, up to position {after}"));
     Ok(())
 }
 
-fn not_written(args: &ExportArgs, error: &std::io::Error) -> CliError {
+fn not_written(args: &ExportArgs, error: std::io::Error) -> CliError {
     if error.kind() == std::io::ErrorKind::BrokenPipe {
         return CliError::Quiet(0);
     }
@@ -305,7 +305,7 @@ fn not_written(args: &ExportArgs, error: &std::io::Error) -> CliError {
         .out
         .as_ref()
         .map_or("standard output".into(), |path| path.display().to_string());
-    CliError::Failed(format!("{name} cannot be written: {error}"))
+    CliError::Failed(format!("{name} cannot be written: {error}")).caused_by(error)
 }
 
 /// Which events are shown, and how.

@@ -56,9 +56,10 @@ pub fn print(text: &str) -> Result<(), CliError> {
     match written {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(CliError::Quiet(0)),
-        Err(error) => Err(CliError::Failed(format!(
-            "standard output cannot be written: {error}"
-        ))),
+        Err(error) => Err(
+            CliError::Failed(format!("standard output cannot be written: {error}"))
+                .caused_by(error),
+        ),
     }
 }
 

@@ -91,7 +91,7 @@ fn show(args: &LoadArgs, report: &LoadReport) -> Result<(), CliError> {
     match args.output {
         Output::Json => {
             let json = serde_json::to_string(report).map_err(|error| {
-                CliError::Failed(format!("the report cannot be written: {error}"))
+                CliError::Failed(format!("the report cannot be written: {error}")).caused_by(error)
             })?;
             print(&json)
         }

@@ -82,6 +82,7 @@ pub async fn top(client: &Client, args: &TopArgs, screen: Screen) -> Result<(), 
         CliError::Failed(format!(
             "a live view needs a terminal ({error}); use `penstock top --once` in scripts"
         ))
+        .caused_by(error)
     })?;
     let ended = live(&mut terminal, client, args, model).await;
     ratatui::restore();

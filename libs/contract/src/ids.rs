@@ -275,6 +275,9 @@ impl Bucket {
     /// all of it.
     pub const GLOBAL: Self = Self(BUCKETS);
 
+    /// The bucket whose owner also writes what belongs to no endpoint.
+    pub const GLOBAL_OWNER: Self = Self(0);
+
     /// The bucket of a key, which equals the partition that Kafka's default partitioner chooses of 64.
     pub fn of(key: &str) -> Self {
         Self(((murmur2(key.as_bytes()) & 0x7fff_ffff) % u32::from(BUCKETS)) as u16)

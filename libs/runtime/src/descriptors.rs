@@ -236,7 +236,7 @@ impl Descriptors {
             tracing::warn!(
                 clients,
                 advice,
-                "refusing clients, remaining descriptors are reserved for instances and control"
+                "out of descriptors for clients, refusing them"
             );
         }
     }

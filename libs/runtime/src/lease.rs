@@ -69,6 +69,58 @@ pub async fn hold<W, F>(
     }
 }
 
+/// Acquires a lease for one piece of work. Waits at most this long; `None` if another process holds it
+/// until then.
+///
+/// # Errors
+///
+/// If the store fails, or is closed.
+pub async fn acquire(
+    store: &Store,
+    name: &str,
+    holder: &str,
+    within: Duration,
+) -> Result<Option<Fence>, StoreError> {
+    let deadline = Instant::now() + within;
+    loop {
+        let acquired = store.acquire_lease(name, holder, TTL).await?;
+        if acquired.is_some() || Instant::now() >= deadline {
+            return Ok(acquired);
+        }
+        sleep(RENEW_EVERY).await;
+    }
+}
+
+/// Runs `work` while it renews the [acquired](acquire) lease, then releases that. `None` if the lease was
+/// lost to another holder, at which point the work is dropped.
+///
+/// # Errors
+///
+/// If the store fails, or is closed.
+pub async fn keep<T>(
+    store: &Store,
+    fence: &Fence,
+    holder: &str,
+    work: impl Future<Output = T>,
+) -> Result<Option<T>, StoreError> {
+    let until_lost = async {
+        loop {
+            sleep(RENEW_EVERY).await;
+            match store.renew_lease(fence, holder, TTL).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    let done = tokio::select! {
+        done = work => Some(done),
+        lost = until_lost => lost.map(|()| None)?,
+    };
+    store.release_lease(fence).await?;
+    Ok(done)
+}
+
 /// Renews the lease while the work runs, and cancels the work when the lease is lost.
 async fn run_while_held(
     store: &Store,

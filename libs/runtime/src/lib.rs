@@ -10,6 +10,8 @@
 
 #![warn(missing_docs, clippy::missing_errors_doc)]
 
+#[cfg(feature = "log")]
+pub mod archive;
 pub mod clock;
 #[cfg(feature = "log")]
 pub mod consumer;

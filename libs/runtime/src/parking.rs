@@ -47,16 +47,16 @@ const ROWS_MAX: usize = 500;
 const NAMED_MAX: usize = 3;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Labels {
+pub(crate) struct ConsumerLabels {
     consumer: &'static str,
 }
 
 /// Parked endpoints by consumer of this process.
-pub(crate) static PARKED_ENDPOINTS: LazyLock<Family<Labels, Gauge>> =
+pub(crate) static PARKED_ENDPOINTS: LazyLock<Family<ConsumerLabels, Gauge>> =
     LazyLock::new(Family::default);
 
 /// Events that belong to no endpoint and cannot be processed, by consumer of this process.
-pub(crate) static UNPROCESSED_EVENTS: LazyLock<Family<Labels, Gauge>> =
+pub(crate) static UNPROCESSED_EVENTS: LazyLock<Family<ConsumerLabels, Gauge>> =
     LazyLock::new(Family::default);
 
 /// The document of a row of [`PARKED`].
@@ -319,7 +319,8 @@ impl Parking {
     ) {
         tracing::error!(
             consumer = self.consumer, endpoint = %key, %position, event_type, detail,
-            "endpoint parked: this consumer cannot process one of its events; see `penstock events parked`"
+            see = "penstock events parked",
+            "endpoint parked"
         );
         self.parked.insert(key.clone(), position);
         let view = ParkedView {
@@ -343,7 +344,8 @@ impl Parking {
         } = event;
         tracing::error!(
             consumer = self.consumer, %position, event_type, detail,
-            "event skipped: this consumer cannot process it, and it belongs to no endpoint; see `penstock events parked`"
+            see = "penstock events parked",
+            "event of no endpoint skipped"
         );
         self.unprocessed.insert(position, event_type.clone());
         let view = ParkedView {
@@ -380,7 +382,7 @@ impl Parking {
     }
 
     /// Removes rows about endpoints that are not parked, once the history of these buckets has been
-    /// folded, and about other events that have been processed.
+    /// folded, and with bucket 0 about other events that have been processed.
     pub fn caught_up(&self, buckets: &[Bucket]) {
         let parked = self.parked.keys().map(|key| row_key(self.consumer, key));
         let unprocessed = self.unprocessed.keys();
@@ -395,7 +397,7 @@ impl Parking {
     }
 
     fn publish_status(&self) {
-        let labels = Labels {
+        let labels = ConsumerLabels {
             consumer: self.consumer,
         };
         let (parked, unprocessed) = (self.parked.len(), self.unprocessed.len());
@@ -541,8 +543,8 @@ async fn write(store: &Store, rows: Vec<RowChange>) -> Result<(), StoreError> {
     }
 }
 
-/// Deletes rows left over by an earlier process: those of endpoints in these buckets, and of events
-/// of no endpoint, that are not current.
+/// Deletes rows left over by an earlier process that are not current: those of endpoints in these
+/// buckets, and by the owner of bucket 0 those of events of no endpoint.
 async fn sweep(
     store: &Store,
     consumer: &str,
@@ -557,7 +559,11 @@ async fn sweep(
     let stale = store.rows(query).await?.into_iter().filter(|row| {
         let is_ours = match row.endpoint.parse::<EndpointKey>() {
             Ok(key) => row.key == row_key(consumer, &key) && buckets.contains(&key.bucket()),
-            Err(_) => row.key == global_row_key(consumer, row.position),
+            // All replicas read these events, and one that cannot process them may be older than others.
+            Err(_) => {
+                row.key == global_row_key(consumer, row.position)
+                    && buckets.contains(&Bucket::GLOBAL_OWNER)
+            }
         };
         is_ours && !current.contains(&row.key)
     });

@@ -22,11 +22,11 @@ use runtime::clock::{Clock, SystemClock};
 use runtime::consumer::Fold;
 use runtime::health::Health;
 use runtime::ids::{Ids, SystemIds};
-use runtime::parking::PARKED;
+use runtime::parking::{PARKED, Parking, UnprocessedEvent, global_row_key};
 use runtime::reconcile::{Deps, Outputs, Reconciler, run};
 use serde::{Deserialize, Serialize};
 use store::{Append, Commit, Store};
-use support::{ScriptedBus, append_to, execute, key, open};
+use support::{ScriptedBus, append, append_to, execute, key, open};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -74,6 +74,7 @@ impl Fold for EchoFold {
 
 impl Reconciler for Echo {
     type Fold = EchoFold;
+    type Global = ();
 
     const SERVICE: &'static str = "echo";
     const STREAM: StreamKind = StreamKind::Instances;
@@ -85,11 +86,17 @@ impl Reconciler for Echo {
     }
 
     /// Panics on whatever belongs to no endpoint.
-    fn apply_global(&mut self, _record: &Record) {
+    fn apply_global(_global: &mut (), _record: &Record) {
         panic!("poison");
     }
 
-    fn evaluate(&mut self, key: &EndpointKey, state: &Counts, _now: Timestamp) -> Outputs {
+    fn evaluate(
+        &mut self,
+        key: &EndpointKey,
+        state: &Counts,
+        _global: &(),
+        _now: Timestamp,
+    ) -> Outputs {
         let answer = || {
             Event::InstanceRemovalRequested(InstanceRemovalRequested {
                 id: InstanceId::from("i".to_owned()),
@@ -413,6 +420,41 @@ async fn poison_that_belongs_to_no_endpoint_is_skipped_and_reported() {
     );
 }
 
+/// An event of no endpoint that cannot be processed.
+fn unprocessed(position: u64) -> UnprocessedEvent {
+    UnprocessedEvent {
+        position: Position(position),
+        event_type: "member.left".into(),
+        detail: "poison".into(),
+    }
+}
+
+#[tokio::test]
+async fn only_the_owner_of_bucket_0_removes_rows_of_events_of_no_endpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let now = Timestamp::from_secs(1);
+    let parking = || Parking::open("echo", store.clone(), Health::default().component("echo"));
+    let (mut older, mut newer) = (parking(), parking());
+    older.report(unprocessed(7), now);
+    wait_for_parked(&store, 1).await;
+    newer.caught_up(&[Bucket(1)]);
+    // Rows are written in order.
+    newer.report(unprocessed(9), now);
+    let row = |position| {
+        let key = global_row_key("echo", Position(position));
+        let store = store.clone();
+        async move { store.row(PARKED, &key).await.unwrap() }
+    };
+    while row(9).await.is_none() {
+        tokio::task::yield_now().await;
+    }
+    assert!(row(7).await.is_some());
+    newer.caught_up(&[Bucket(0)]);
+    let left = wait_for_parked(&store, 1).await;
+    assert_eq!(left[0]["position"], 9);
+}
+
 #[tokio::test]
 async fn decisions_about_parking_hold_for_the_next_owner() {
     let folder = tempfile::tempdir().unwrap();
@@ -481,8 +523,9 @@ async fn a_store_outage_is_reported_and_survived() {
 /// endpoint as are wanted.
 struct Ledger {
     wanted: Arc<AtomicUsize>,
-    applied: usize,
 }
+
+const POISON: &str = "poison";
 
 struct LedgerFold;
 
@@ -515,6 +558,8 @@ impl Fold for LedgerFold {
 
 impl Reconciler for Ledger {
     type Fold = LedgerFold;
+    /// The number of events.
+    type Global = usize;
 
     const SERVICE: &'static str = "ledger";
     const STREAM: StreamKind = StreamKind::Instances;
@@ -524,7 +569,13 @@ impl Reconciler for Ledger {
         LedgerFold
     }
 
-    fn evaluate(&mut self, key: &EndpointKey, state: &Counts, now: Timestamp) -> Outputs {
+    fn evaluate(
+        &mut self,
+        key: &EndpointKey,
+        state: &Counts,
+        _global: &usize,
+        now: Timestamp,
+    ) -> Outputs {
         if state.requested == state.answered {
             return Outputs::default();
         }
@@ -563,12 +614,14 @@ impl Reconciler for Ledger {
         }
     }
 
-    fn apply_global(&mut self, _record: &Record) {
-        self.applied += 1;
+    fn apply_global(applied: &mut usize, record: &Record) {
+        *applied += 1;
+        let is_poison = matches!(&record.event, Event::AccessRevoked(of) if of.name == POISON);
+        assert!(!is_poison, "poison");
     }
 
-    fn evaluate_global(&mut self, _now: Timestamp) -> Outputs {
-        if self.applied >= self.wanted.load(Ordering::Relaxed) {
+    fn evaluate_global(&mut self, applied: &usize, _now: Timestamp) -> Outputs {
+        if *applied >= self.wanted.load(Ordering::Relaxed) {
             return Outputs::default();
         }
         let revoked = Event::AccessRevoked(AccessRevoked { name: "x".into() });
@@ -596,8 +649,7 @@ async fn ledger_that_wants(
         ids: Arc::new(SystemIds::default()),
     };
     let component = Health::default().component("ledger");
-    let ledger = Ledger { wanted, applied: 0 };
-    let ledger = run(ledger, deps, component, stop.clone());
+    let ledger = run(Ledger { wanted }, deps, component, stop.clone());
     tokio::spawn(ledger);
     tokio::task::yield_now().await;
     (bus, stop.drop_guard())
@@ -643,6 +695,20 @@ async fn only_the_owner_of_bucket_0_writes_what_belongs_to_no_endpoint() {
     assert!(store.read_stream(&access, 0, 10).await.unwrap().is_empty());
     bus.send(BusMessage::Assigned(vec![Bucket(0)]));
     wait_for_events(&store, access, 1).await;
+}
+
+#[tokio::test]
+async fn an_event_of_no_endpoint_that_panics_changes_no_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let poison = Event::AccessRevoked(AccessRevoked {
+        name: POISON.into(),
+    });
+    append(&store, StreamName::access(), poison).await;
+    let (bus, _stop) = ledger(&store).await;
+    bus.send(BusMessage::Assigned(vec![Bucket(0)]));
+    // Only if the event was not counted is there another one to write.
+    wait_for_events(&store, StreamName::access(), 2).await;
 }
 
 #[tokio::test]

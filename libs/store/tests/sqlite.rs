@@ -81,7 +81,7 @@ async fn a_store_that_is_dropped_without_closing_can_be_opened_again() {
         // It still has to checkpoint the write-ahead log.
         match Store::open(&url(&folder)).await {
             Ok(store) => break store,
-            Err(StoreError::Refused(_)) => tokio::task::yield_now().await,
+            Err(StoreError::InUse(_)) => tokio::task::yield_now().await,
             Err(error) => panic!("{error}"),
         }
     };

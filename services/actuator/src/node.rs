@@ -30,7 +30,7 @@ use contract::resources::BackendKind;
 use contract::time::Span;
 use futures::future::join_all;
 use runtime::clock::Clock;
-use runtime::consumer::{Applied, Consumer, ConsumerConfig, ConsumerDeps, Ownership, Step};
+use runtime::consumer::{AppliedRecord, Consumer, ConsumerConfig, ConsumerDeps, Ownership, Step};
 use runtime::executor::{RunningRequests, outcome_commit};
 use runtime::health::Component;
 use runtime::ids::Ids;
@@ -311,7 +311,8 @@ impl Agent {
             let running = self.state.running().count();
             tracing::info!(
                 running,
-                "leaving the instances of this node running; its next start takes them over"
+                next_start = "takes them over",
+                "leaving the instances of this node running"
             );
         } else {
             self.stop_all(&mut observations).await?;
@@ -326,7 +327,7 @@ impl Agent {
     fn handle(&mut self, step: Step<PlacementChange>) {
         match step {
             Step::Applied(applied) => {
-                for Applied { record, effect } in applied {
+                for AppliedRecord { record, effect } in applied {
                     if let (Some(key), Some(change)) = (record.endpoint(), effect) {
                         self.state.handle_applied(key, change);
                     }
@@ -561,7 +562,8 @@ impl Agent {
         tracing::info!(
             ended,
             left,
-            "ended the instances of this node; its next start begins them anew"
+            next_start = "starts them again",
+            "ended the instances of this node"
         );
         self.record_stops(stopped).await
     }

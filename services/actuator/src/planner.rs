@@ -33,7 +33,6 @@ pub struct Planner {
     /// The node in this process, used until any node is a member.
     own_node: Option<OwnNode>,
     ids: Arc<dyn Ids>,
-    members: Members,
     drain_watch: DrainWatch,
 }
 
@@ -42,7 +41,6 @@ impl Planner {
         Self {
             own_node,
             ids,
-            members: Members::default(),
             drain_watch: DrainWatch::default(),
         }
     }
@@ -87,6 +85,7 @@ impl Fold for PlannerFold {
 
 impl Reconciler for Planner {
     type Fold = PlannerFold;
+    type Global = Members;
 
     const SERVICE: &'static str = "actuator";
     const STREAM: StreamKind = StreamKind::Instances;
@@ -99,18 +98,21 @@ impl Reconciler for Planner {
         PlannerFold
     }
 
-    fn apply_global(&mut self, record: &Record) {
-        self.members.apply(record);
+    fn apply_global(members: &mut Members, record: &Record) {
+        members.apply(record);
     }
 
-    fn evaluate(&mut self, key: &EndpointKey, state: &EndpointFold, now: Timestamp) -> Outputs {
+    fn evaluate(
+        &mut self,
+        key: &EndpointKey,
+        state: &EndpointFold,
+        members: &Members,
+        now: Timestamp,
+    ) -> Outputs {
         let context = PlanContext {
             granted: &state.granted,
-            drained: &|instance| {
-                self.drain_watch
-                    .is_drained(key, instance, &self.members, now)
-            },
-            members: &self.members,
+            drained: &|instance| self.drain_watch.is_drained(key, instance, members, now),
+            members,
             own_node: self.own_node.as_ref().map(|own| own.id.as_str()),
             is_only_node: self.own_node.as_ref().is_some_and(|own| own.is_only),
             now,

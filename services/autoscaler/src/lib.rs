@@ -113,6 +113,7 @@ impl Autoscaler {
 
 impl Reconciler for Autoscaler {
     type Fold = AutoscalerFold;
+    type Global = ();
 
     const SERVICE: &'static str = "autoscaler";
     const STREAM: StreamKind = StreamKind::Scaling;
@@ -164,7 +165,13 @@ impl Reconciler for Autoscaler {
         closed.chain(refilled).collect()
     }
 
-    fn evaluate(&mut self, key: &EndpointKey, state: &EndpointState, now: Timestamp) -> Outputs {
+    fn evaluate(
+        &mut self,
+        key: &EndpointKey,
+        state: &EndpointState,
+        _global: &(),
+        now: Timestamp,
+    ) -> Outputs {
         let measures = self.measures.entry(key.bucket());
         let measures = measures.or_insert_with(|| Measures::new(now));
         let evaluations = self.evaluations.entry(key.clone()).or_default();

@@ -102,7 +102,11 @@ async fn read(
                 && !was_failing
             {
                 let deployment = &request.deployment;
-                tracing::warn!(endpoint = %request.endpoint, %deployment, %error, "failed to read earlier measurements: nothing scales in until windows are measured again");
+                tracing::warn!(
+                    endpoint = %request.endpoint, %deployment, %error,
+                    scale_in = "waits until windows are measured again",
+                    "failed to read earlier measurements"
+                );
             }
             let past = past.ok();
             // The loop may have ended.

@@ -141,7 +141,7 @@ impl Harness {
     }
 
     fn evaluate(&mut self, now: Timestamp) -> Vec<Decision> {
-        let outputs = self.autoscaler.evaluate(&key(), &self.state, now);
+        let outputs = self.autoscaler.evaluate(&key(), &self.state, &(), now);
         let events = outputs.events.into_iter();
         let decision = |(_, event)| match event {
             Event::ScalingDecided(decision) => *decision,

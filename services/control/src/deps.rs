@@ -33,7 +33,7 @@ pub struct ControlDeps {
 }
 
 /// Why a source returns nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// This process has no such source.
     #[error("{0}")]
@@ -42,7 +42,7 @@ pub enum SourceError {
     #[error("{0}")]
     Busy(String),
     #[error("{0}")]
-    Failed(String),
+    Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

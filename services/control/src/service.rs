@@ -240,7 +240,7 @@ impl App {
                 Ok(aggregate) if aggregate.state.is_some() => return Ok(aggregate.state),
                 Ok(_) => {}
                 Err(StoreError::Unreadable { position, detail }) => {
-                    tracing::warn!(endpoint = %key, %position, detail, "cannot check the seal key against this endpoint, trying another");
+                    tracing::warn!(endpoint = %key, %position, %detail, "cannot check the seal key against this endpoint, trying another");
                 }
                 Err(error) => return Err(error),
             }

@@ -29,7 +29,7 @@ use domain::endpoint::Endpoint;
 use domain::views::{EndpointModel, Projection};
 use futures::StreamExt;
 use runtime::consumer::{
-    Applied, Consumer, ConsumerConfig, ConsumerDeps, Entries, Ownership, SharedEntries, Step,
+    AppliedRecord, Consumer, ConsumerConfig, ConsumerDeps, Entries, Ownership, SharedEntries, Step,
 };
 use runtime::health::Component;
 use runtime::parking::{UnprocessedEvent, catch_panic};
@@ -255,12 +255,12 @@ impl ViewsConsumer {
 
     async fn handle_applied(
         &mut self,
-        applied: Vec<Applied<Vec<RowChange>>>,
+        applied: Vec<AppliedRecord<Vec<RowChange>>>,
     ) -> Result<(), StoreError> {
         let mut batches: BTreeMap<Bucket, RowBatch> = BTreeMap::new();
         let mut reached = BTreeMap::new();
         let mut last = None;
-        for Applied { record, effect } in applied {
+        for AppliedRecord { record, effect } in applied {
             let rows = match record.endpoint() {
                 None => self.apply_global(&record),
                 Some(key) => {

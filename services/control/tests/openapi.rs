@@ -161,6 +161,8 @@ async fn every_route_conforms_to_the_openapi_document() {
     ] {
         world.get(path).await.expect(200);
     }
+    let archived = world.post("/v1/archive", &json!({"before": 3})).await;
+    assert_eq!(archived.expect(200).body()["events"], 2);
     world.wait_for_state("iris/blue", "Succeeded").await;
     let view = world
         .get("/v1/endpoints/iris/deployments/blue")

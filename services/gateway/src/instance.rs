@@ -35,7 +35,7 @@ pub struct Instance {
 
 /// What the meter reads of an instance, since the previous reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InstanceReading {
+pub struct GatewayReading {
     pub in_flight: u32,
     /// Requests that ended.
     pub requests: u64,
@@ -122,14 +122,14 @@ impl Instance {
     }
 
     /// Returns what happened since the last reading. Only the meter takes readings.
-    pub fn take_reading(&self, now_us: u64) -> InstanceReading {
+    pub fn take_reading(&self, now_us: u64) -> GatewayReading {
         let busy = self.busy.load(Ordering::SeqCst);
         let busy_us = if busy < 0 { busy + now_us as i64 } else { busy };
         let before = self.reported_busy_us.load(Ordering::Relaxed);
         // A slot acquired just after the clock was read would make busy time go backwards.
         let busy_us = (busy_us.max(0) as u64).max(before);
         self.reported_busy_us.store(busy_us, Ordering::Relaxed);
-        InstanceReading {
+        GatewayReading {
             in_flight: self.in_flight(),
             requests: self.requests.swap(0, Ordering::Relaxed),
             busy_us: busy_us - before,

@@ -20,14 +20,14 @@ pub(crate) struct Measured {
 }
 
 #[derive(Default)]
-pub(crate) struct Coverage {
+pub(crate) struct SourceCoverage {
     /// The first and last second that each source has reported.
     sources: BTreeMap<Source, (i64, i64)>,
     /// The length that each source has reported of a second, in microseconds.
     reported_by: BTreeMap<i64, BTreeMap<Source, u64>>,
 }
 
-impl Coverage {
+impl SourceCoverage {
     pub(crate) fn record(&mut self, frame: &Frame, second: i64) {
         let reported_by = self.reported_by.entry(second).or_default();
         *reported_by.entry(frame.source.clone()).or_default() += frame.length_us;

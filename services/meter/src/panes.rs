@@ -9,7 +9,7 @@ use contract::time::{Span, Timestamp};
 use domain::measure::{InstanceReport, METRICS};
 use serde::{Deserialize, Serialize};
 
-use crate::coverage::{Coverage, Measured};
+use crate::coverage::{Measured, SourceCoverage};
 
 /// How long a second waits for slow gateways before its coverage is decided.
 const SETTLE_AFTER: Span = Span::from_secs(3);
@@ -99,7 +99,7 @@ pub(crate) struct PaneKey {
 }
 
 /// Half-open ranges of seconds.
-pub(crate) type Spans = Vec<(i64, i64)>;
+pub(crate) type SecondRanges = Vec<(i64, i64)>;
 
 /// The instances of a deployment over some seconds, for windows of rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,7 +118,7 @@ pub(crate) struct Panes {
     panes: BTreeMap<PaneKey, Pane>,
     /// Reports of instances that have not been taken, by deployment and second.
     instances: BTreeMap<(EndpointKey, Name), BTreeMap<i64, Vec<InstanceReport>>>,
-    measured: BTreeMap<(Bucket, SourceKind), Coverage>,
+    measured: BTreeMap<(Bucket, SourceKind), SourceCoverage>,
     /// The first second to collect: earlier ones are in the history already.
     starts: BTreeMap<Bucket, i64>,
 }
@@ -134,7 +134,7 @@ pub(crate) struct TakenPanes {
 
 impl TakenPanes {
     /// The seconds that every gateway has reported, by bucket.
-    pub(crate) fn covered(&self) -> BTreeMap<Bucket, Spans> {
+    pub(crate) fn covered(&self) -> BTreeMap<Bucket, SecondRanges> {
         let of_gateways = self.measured.iter();
         let of_gateways = of_gateways.filter(|((_, kind), _)| *kind == SourceKind::GATEWAY);
         of_gateways
@@ -144,7 +144,7 @@ impl TakenPanes {
     }
 }
 
-fn whole(measured: &[Measured]) -> Spans {
+fn whole(measured: &[Measured]) -> SecondRanges {
     let whole = measured.iter().filter(|span| !span.is_partial);
     whole.map(|span| (span.start, span.end)).collect()
 }
@@ -318,7 +318,7 @@ mod tests {
         }
     }
 
-    fn spans(panes: &mut Panes, now: i64) -> Spans {
+    fn spans(panes: &mut Panes, now: i64) -> SecondRanges {
         let taken = panes.take(Timestamp::from_secs(now), |_| true, |_| false, &[]);
         taken.covered().remove(&Bucket(7)).unwrap_or_default()
     }

@@ -19,7 +19,7 @@ use domain::measure::WINDOW_MAX;
 use domain::usage::{FrameOutcome, PendingUsage, SAVE_INTERVAL, Usage};
 use futures::StreamExt;
 use runtime::clock::Clock;
-use runtime::consumer::{Applied, Consumer, ConsumerConfig, ConsumerDeps, Step};
+use runtime::consumer::{AppliedRecord, Consumer, ConsumerConfig, ConsumerDeps, Step};
 use runtime::health::Health;
 use runtime::ids::Ids;
 use runtime::metrics::Metrics;
@@ -250,8 +250,8 @@ impl Meter {
         Ok(())
     }
 
-    fn applied(&mut self, applied: Applied<Vec<(Name, u32)>>) {
-        let Applied { record, effect } = applied;
+    fn applied(&mut self, applied: AppliedRecord<Vec<(Name, u32)>>) {
+        let AppliedRecord { record, effect } = applied;
         let Some(owned) = self.state.buckets.get_mut(&record.bucket) else {
             return;
         };

@@ -57,7 +57,7 @@ fn run(Program { connect, command }: Program) -> Result<(), CliError> {
     match command {
         Command::Serve(args) => Ok(serve::run(*args)?),
         Command::Client(command) => cli::run(&connect, command),
-        Command::Store(args) => store::store(&args),
+        Command::Store(args) => store::store(&connect, &args),
         Command::Completions(args) => args.run(&mut Program::command()),
         Command::Version(args) => args.run(),
     }

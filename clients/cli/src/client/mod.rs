@@ -45,8 +45,12 @@ pub enum ClientError {
         reason: String,
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    #[error("`{0}` cannot be part of a request: {1}")]
-    BadRequest(String, String),
+    #[error("`{part}` cannot be part of a request: {reason}")]
+    BadRequest {
+        part: String,
+        reason: String,
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
 }
 
 /// A response other than 2xx.
@@ -225,8 +229,8 @@ impl Client {
         let reads = method == Method::GET;
         self.has_written.fetch_or(!reads, Ordering::Relaxed);
         let mut request = self.http.request(method, self.url(path, query)?);
-        // Verifying or replaying a long log may take arbitrarily long.
-        if path.get(1) != Some(&"events") {
+        // Verifying, replaying or archiving a long log may take arbitrarily long.
+        if !matches!(path.get(1), Some(&("events" | "archive"))) {
             request = request.timeout(REQUEST_TIMEOUT);
         }
         let last_position = self.position.load(Ordering::Relaxed);
@@ -247,16 +251,20 @@ impl Client {
 
     fn url(&self, path: &[&str], query: Query<'_>) -> Result<Url, ClientError> {
         let server = &self.connection.server;
-        let mut url = Url::parse(server)
-            .map_err(|error| ClientError::BadRequest(server.clone(), error.to_string()))?;
+        let mut url = Url::parse(server).map_err(|error| ClientError::BadRequest {
+            part: server.clone(),
+            reason: error.to_string(),
+            source: Some(error.into()),
+        })?;
         if let Some(invalid) = path
             .iter()
             .find(|part| part.is_empty() || **part == "." || **part == "..")
         {
-            return Err(ClientError::BadRequest(
-                (*invalid).to_owned(),
-                "a name has at least one character, and is not made of dots".into(),
-            ));
+            return Err(ClientError::BadRequest {
+                part: (*invalid).to_owned(),
+                reason: "a name has at least one character, and is not made of dots".into(),
+                source: None,
+            });
         }
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);

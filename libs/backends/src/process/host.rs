@@ -49,7 +49,8 @@ impl Host {
         if own.is_none() {
             tracing::warn!(
                 host = name,
-                "this machine does not have the advertised address, instances listen on all addresses"
+                listen = "all addresses",
+                "advertised address is not of this machine"
             );
         }
         Ok(Self {

@@ -7,6 +7,7 @@
 //! planner decides when its requests have ended.
 //! A probe that cannot be made because of a resource shortage is neither a success nor a failure.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -108,7 +109,9 @@ enum ProbeFailure {
     Unreachable(SocketAddr, io::Error),
     Status(u16),
     Late(Span),
-    Other(String),
+    InvalidPath(String, hyper::http::Error),
+    NoAnswer(hyper::Error),
+    Other(Box<dyn Error + Send + Sync>),
 }
 
 impl fmt::Display for ProbeFailure {
@@ -127,7 +130,21 @@ impl fmt::Display for ProbeFailure {
             }
             Self::Status(code) => write!(f, "it answered {code}"),
             Self::Late(limit) => write!(f, "no answer within {limit}"),
-            Self::Other(detail) => f.write_str(detail),
+            Self::InvalidPath(path, error) => write!(f, "`{path}` is not a path: {error}"),
+            Self::NoAnswer(error) => write!(f, "it gave no answer: {error}"),
+            Self::Other(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl Error for ProbeFailure {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Unreachable(_, error) => Some(error),
+            Self::InvalidPath(_, error) => Some(error),
+            Self::NoAnswer(error) => Some(error),
+            Self::Other(error) => Some(error.as_ref()),
+            Self::Closed(_) | Self::Status(_) | Self::Late(_) => None,
         }
     }
 }
@@ -141,7 +158,9 @@ impl ProbeFailure {
             Self::Status(404) => format!("{probe} answers 404: set `readinessProbe.path`"),
             Self::Status(code) => format!("{probe} answers {code}"),
             Self::Late(limit) => format!("{probe} gets no answer within {limit}"),
-            Self::Other(detail) => format!("{probe}: {detail}"),
+            Self::InvalidPath(..) | Self::NoAnswer(_) | Self::Other(_) => {
+                format!("{probe}: {self}")
+            }
         }
     }
 }
@@ -310,7 +329,7 @@ async fn send_probe(address: SocketAddr, spec: &ProbeSpec) -> ProbeOutcome {
             ProbeProtocol::Tcp => Ok(()),
             ProbeProtocol::Grpc => grpc_health::check(stream, address, &spec.service)
                 .await
-                .map_err(ProbeFailure::Other),
+                .map_err(|error| ProbeFailure::Other(error.into())),
         };
         answer.map_or_else(ProbeOutcome::Failed, |()| ProbeOutcome::Success)
     };
@@ -322,13 +341,13 @@ async fn send_probe(address: SocketAddr, spec: &ProbeSpec) -> ProbeOutcome {
 async fn get(stream: TcpStream, address: SocketAddr, path: &str) -> Result<(), ProbeFailure> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
-        .map_err(|error| ProbeFailure::Other(error.to_string()))?;
+        .map_err(|error| ProbeFailure::Other(error.into()))?;
     let request = Request::get(path)
         .header("host", address.to_string())
         .header("user-agent", "penstock-probe")
         .header("connection", "close")
         .body(Empty::<Bytes>::new())
-        .map_err(|error| ProbeFailure::Other(format!("`{path}` is not a path: {error}")))?;
+        .map_err(|error| ProbeFailure::InvalidPath(path.to_owned(), error))?;
     // Dropping the sender and the body ends the connection, which is driven concurrently.
     let answer = async move {
         let response = sender.send_request(request).await;
@@ -338,7 +357,7 @@ async fn get(stream: TcpStream, address: SocketAddr, path: &str) -> Result<(), P
     match status {
         Ok(200..=399) => Ok(()),
         Ok(code) => Err(ProbeFailure::Status(code)),
-        Err(error) => Err(ProbeFailure::Other(format!("it gave no answer: {error}"))),
+        Err(error) => Err(ProbeFailure::NoAnswer(error)),
     }
 }
 

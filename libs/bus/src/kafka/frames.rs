@@ -54,7 +54,7 @@ fn decode(shared: &Shared, message: &BorrowedMessage<'_>) -> Option<Frame> {
         Ok(frame) => return Some(frame),
         Err(error) => error,
     };
-    skip_message(shared, message, &error.to_string());
+    skip_message(shared, message, &error);
     if let FrameError::Unreadable { head, .. } = error {
         shared.record_unreadable(*head);
     }

@@ -160,7 +160,7 @@ fn read(
                     sender.blocking_send(Ok(item)).is_ok()
                 }
                 Err(why) => {
-                    tally.unreadable(message, &why);
+                    tally.unreadable(message, &why.to_string());
                     true
                 }
             }

@@ -3,7 +3,7 @@
 //! JSON.
 
 use std::borrow::Cow;
-use std::fmt::Display;
+use std::error::Error;
 use std::str::FromStr;
 
 use contract::chain::ChainHash;
@@ -110,6 +110,17 @@ fn key_of(event: &RawRecord) -> &str {
     }
 }
 
+/// Why a message cannot be decoded.
+pub type BoxedError = Box<dyn Error + Send + Sync>;
+
+/// A part of a message that is not valid.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+struct InvalidPart {
+    what: String,
+    source: BoxedError,
+}
+
 /// The contents of a record's message, whether or not its event can be decoded.
 struct RecordMessage<'a> {
     position: Position,
@@ -132,10 +143,10 @@ impl<'a> RecordMessage<'a> {
         bucket: Bucket,
         headers: Option<&'a H>,
         value: Option<&'a [u8]>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, BoxedError> {
         let headers = HeaderReader::new(headers.ok_or("it has no headers")?);
         if headers.text(SPEC)? != SPEC_VERSION {
-            return Err(format!("{SPEC} is not {SPEC_VERSION}"));
+            return Err(format!("{SPEC} is not {SPEC_VERSION}").into());
         }
         let value = value.ok_or("it has no value")?;
         let message = Self {
@@ -150,7 +161,7 @@ impl<'a> RecordMessage<'a> {
             type_version: headers.parsed(TYPE_VERSION)?,
             time: headers.parsed(TIME)?,
             actor: headers.text(ACTOR)?,
-            data: std::str::from_utf8(value).map_err(|error| error.to_string())?,
+            data: std::str::from_utf8(value)?,
         };
         if message.bucket != bucket {
             return Err(misplaced(message.position, message.bucket));
@@ -159,8 +170,8 @@ impl<'a> RecordMessage<'a> {
     }
 }
 
-fn misplaced(position: Position, bucket: Bucket) -> String {
-    format!("position {position} belongs to bucket {bucket}")
+fn misplaced(position: Position, bucket: Bucket) -> BoxedError {
+    format!("position {position} belongs to bucket {bucket}").into()
 }
 
 /// Decodes the record in a message of `bucket`, or says what is wrong with it.
@@ -168,10 +179,9 @@ pub fn decode_record<H: Headers>(
     bucket: Bucket,
     headers: Option<&H>,
     value: Option<&[u8]>,
-) -> Result<Record, String> {
+) -> Result<Record, BoxedError> {
     let message = RecordMessage::parse(bucket, headers, value)?;
-    let event = Event::decode(message.type_name, message.type_version, message.data)
-        .map_err(|error| error.to_string())?;
+    let event = Event::decode(message.type_name, message.type_version, message.data)?;
     let record = Record {
         position: message.position,
         prev: message.prev,
@@ -196,7 +206,7 @@ pub fn decode_stored<H: Headers>(
     bucket: Bucket,
     headers: Option<&H>,
     value: Option<&[u8]>,
-) -> Result<RawRecord, String> {
+) -> Result<RawRecord, BoxedError> {
     let message = RecordMessage::parse(bucket, headers, value)?;
     let stream = message.stream.parse::<StreamName>().ok();
     let belongs_to = stream.map_or(bucket, |stream| stream.bucket_key().bucket());
@@ -214,7 +224,8 @@ pub fn decode_stored<H: Headers>(
         return Err(format!(
             "position {} contains a NUL character, which no event may",
             message.position
-        ));
+        )
+        .into());
     }
     Ok(RawRecord {
         position: message.position,
@@ -263,16 +274,12 @@ pub fn decode_route<H: Headers>(
     key: Option<&[u8]>,
     headers: Option<&H>,
     value: Option<&[u8]>,
-) -> Result<RouteUpdate, String> {
+) -> Result<RouteUpdate, BoxedError> {
     let headers = HeaderReader::new(headers.ok_or("it has no headers")?);
-    let key =
-        std::str::from_utf8(key.ok_or("it has no key")?).map_err(|error| error.to_string())?;
-    let route: Option<Route> = value
-        .map(serde_json::from_slice)
-        .transpose()
-        .map_err(|error| error.to_string())?;
+    let key = std::str::from_utf8(key.ok_or("it has no key")?)?;
+    let route: Option<Route> = value.map(serde_json::from_slice).transpose()?;
     Ok(RouteUpdate {
-        endpoint: key.parse().map_err(|error| format!("its key: {error}"))?,
+        endpoint: part("its key", key)?,
         revision: Position(headers.parsed(REVISION)?),
         members: Position(headers.parsed(MEMBERS)?),
         route,
@@ -286,19 +293,22 @@ impl<'a, H: Headers> HeaderReader<'a, H> {
         Self(headers)
     }
 
-    fn text(&self, name: &str) -> Result<&'a str, String> {
+    fn text(&self, name: &str) -> Result<&'a str, BoxedError> {
         let mut headers = self.0.iter();
         let header = headers.find(|header| header.key == name);
         let value = header.and_then(|header| header.value);
         let value = value.ok_or_else(|| format!("it has no header {name}"))?;
-        std::str::from_utf8(value).map_err(|_| format!("its header {name} is not text"))
+        std::str::from_utf8(value).map_err(|error| invalid(format!("its header {name}"), error))
     }
 
-    fn parsed<T: FromStr<Err: Display>>(&self, name: &str) -> Result<T, String> {
+    fn parsed<T: FromStr<Err: Into<BoxedError>>>(&self, name: &str) -> Result<T, BoxedError> {
         parsed(name, self.text(name)?)
     }
 
-    fn parsed_if_present<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Option<T>, String> {
+    fn parsed_if_present<T: FromStr<Err: Into<BoxedError>>>(
+        &self,
+        name: &str,
+    ) -> Result<Option<T>, BoxedError> {
         match self.0.iter().any(|header| header.key == name) {
             true => self.parsed(name).map(Some),
             false => Ok(None),
@@ -306,7 +316,19 @@ impl<'a, H: Headers> HeaderReader<'a, H> {
     }
 }
 
-fn parsed<T: FromStr<Err: Display>>(name: &str, text: &str) -> Result<T, String> {
+fn parsed<T: FromStr<Err: Into<BoxedError>>>(name: &str, text: &str) -> Result<T, BoxedError> {
+    part(&format!("its header {name}"), text)
+}
+
+/// Parses a part of a message.
+fn part<T: FromStr<Err: Into<BoxedError>>>(what: &str, text: &str) -> Result<T, BoxedError> {
     text.parse()
-        .map_err(|error| format!("its header {name}: {error}"))
+        .map_err(|error| invalid(what.to_owned(), error))
+}
+
+fn invalid(what: String, error: impl Into<BoxedError>) -> BoxedError {
+    Box::new(InvalidPart {
+        what,
+        source: error.into(),
+    })
 }

@@ -343,7 +343,7 @@ fn read_record(shared: &Shared, message: &BorrowedMessage<'_>) -> Option<BusMess
     match decode_record(bucket, message.headers(), message.payload()) {
         Ok(record) => Some(BusMessage::Record(Arc::new(record))),
         Err(why) => {
-            skip_message(shared, message, &why);
+            skip_message(shared, message, why.as_ref());
             None
         }
     }
@@ -356,13 +356,17 @@ pub(super) fn bucket_of(shared: &Shared, message: &BorrowedMessage<'_>) -> Bucke
     Bucket(message.partition() as u16)
 }
 
-pub(super) fn skip_message(shared: &Shared, message: &BorrowedMessage<'_>, why: &str) {
+pub(super) fn skip_message(
+    shared: &Shared,
+    message: &BorrowedMessage<'_>,
+    why: &dyn std::error::Error,
+) {
     shared.count_dropped();
     tracing::warn!(
         topic = message.topic(),
         partition = message.partition(),
         offset = message.offset(),
-        why,
+        %why,
         "skipping a foreign message"
     );
 }

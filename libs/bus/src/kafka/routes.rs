@@ -82,7 +82,7 @@ fn read_route(shared: &Shared, message: &BorrowedMessage<'_>) -> Option<Arc<Rout
     match decode_route(message.key(), message.headers(), message.payload()) {
         Ok(update) => Some(Arc::new(update)),
         Err(why) => {
-            skip_message(shared, message, &why);
+            skip_message(shared, message, why.as_ref());
             None
         }
     }

@@ -18,7 +18,7 @@ use crate::parking::{Handling, Parking, UnprocessedEvent, catch_panic};
 /// A record and its effect besides the state. `None` if it was skipped, its endpoint is parked, or
 /// it belongs to no endpoint.
 #[derive(Debug)]
-pub struct Applied<E> {
+pub struct AppliedRecord<E> {
     /// The record.
     pub record: Arc<Record>,
     /// The effect returned by the fold.
@@ -295,7 +295,7 @@ impl<F: Fold> Core<F> {
         key: &EndpointKey,
         history: Vec<store::LogEntry>,
         now: Timestamp,
-    ) -> Option<Vec<Applied<F::Effect>>> {
+    ) -> Option<Vec<AppliedRecord<F::Effect>>> {
         self.remove(key);
         self.parking.release(key);
         let mut applied = Vec::new();
@@ -311,7 +311,7 @@ impl<F: Fold> Core<F> {
                         continue;
                     }
                     match self.apply_to(key, &record) {
-                        Ok(effect) => applied.push(Applied {
+                        Ok(effect) => applied.push(AppliedRecord {
                             record,
                             effect: Some(effect),
                         }),

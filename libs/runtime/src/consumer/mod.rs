@@ -35,16 +35,13 @@ use crate::health::{Component, READING_LOG, WAITING_FOR_BUCKETS};
 use crate::parking::{self, Parking, UnprocessedEvent};
 use crate::retry::retry_while_unavailable;
 
-pub use self::core::{Applied, ApplyOutcome, Core};
+pub use self::core::{AppliedRecord, ApplyOutcome, Core};
 pub use self::fold::{Entries, Fold, FoldedEntry, SharedEntries};
 pub use self::snapshot::{Backlog, Draft, Initial, load};
 
 /// How long a fenced consumer waits before it reacquires the bucket: usually it just has not been
 /// notified yet that the bucket was reassigned.
 const REACQUIRE_AFTER: Duration = Duration::from_secs(1);
-
-/// The owner of this bucket also owns what belongs to no endpoint.
-pub(crate) const GLOBAL_OWNER: Bucket = Bucket(0);
 
 /// How often to check whether snapshots are due.
 const SNAPSHOT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -100,7 +97,7 @@ pub enum Step<E> {
     /// loaded, and their history follows.
     Acquired(Vec<Bucket>),
     /// Records in order within each bucket, with their effects.
-    Applied(Vec<Applied<E>>),
+    Applied(Vec<AppliedRecord<E>>),
     /// There was nothing more to apply up to these positions of their buckets.
     Advanced(BTreeMap<Bucket, Position>),
     /// An event that cannot be decoded.
@@ -119,7 +116,7 @@ pub enum Step<E> {
         /// The record that unparked it.
         by: Arc<Record>,
         /// Its records, with their effects.
-        applied: Vec<Applied<E>>,
+        applied: Vec<AppliedRecord<E>>,
     },
     /// The history of these buckets, up to the head at their assignment, has been applied.
     CaughtUp(Vec<Bucket>),
@@ -469,7 +466,7 @@ impl<F: Fold> Consumer<F> {
                     return self.read_history(key, record);
                 }
             };
-            applied.push(Applied { record, effect });
+            applied.push(AppliedRecord { record, effect });
             if let Some(step) = then {
                 self.outbox
                     .push_back(Step::Applied(std::mem::take(&mut applied)));
@@ -572,7 +569,7 @@ impl<F: Fold> Consumer<F> {
                 let step = match self.core.rebuild(&key, entries, now) {
                     Some(applied) => Step::Rebuilt { key, by, applied },
                     None => {
-                        let record = [Applied {
+                        let record = [AppliedRecord {
                             record: by,
                             effect: None,
                         }];
@@ -748,7 +745,7 @@ async fn next_saved<T>(
 /// Adds the global bucket if its owner is among the buckets.
 fn with_global(buckets: &[Bucket]) -> Vec<Bucket> {
     let mut buckets = buckets.to_vec();
-    if buckets.contains(&GLOBAL_OWNER) {
+    if buckets.contains(&Bucket::GLOBAL_OWNER) {
         buckets.push(Bucket::GLOBAL);
     }
     buckets

@@ -27,7 +27,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use crate::health::{Component, READING_LOG};
 use crate::retry;
 pub use store_reader::EventFilter;
-use store_reader::{Page, ReadEvent, ReadOutcome, StoreReader};
+use store_reader::{FeedPage, ReadEvent, ReadOutcome, StoreReader};
 
 /// The most records per read of the store, and per item. Smaller pages cost more queries, larger ones
 /// memory while the log is folded: several readers each hold some.
@@ -140,7 +140,7 @@ impl ReadRange {
 }
 
 /// A scan of the log.
-struct Scan {
+struct LogScan {
     start: Position,
     position: Position,
     end: Position,
@@ -159,7 +159,7 @@ pub struct Feed {
     outbox: VecDeque<FeedItem>,
     /// The assigned buckets and the global one, which is always assigned.
     buckets: BTreeMap<Bucket, BucketProgress>,
-    scan: Option<Scan>,
+    scan: Option<LogScan>,
     /// Caught up, and not reported yet.
     newly_caught_up: Vec<Bucket>,
     /// An empty assignment must be reported as caught up, too.
@@ -392,7 +392,7 @@ impl Feed {
     }
 
     /// Delivers a page that was read after a position, for buckets of which it is the continuation.
-    fn accept_page(&mut self, of: Option<Bucket>, after: Position, page: Page) {
+    fn accept_page(&mut self, of: Option<Bucket>, after: Position, page: FeedPage) {
         for read in page.events {
             let Some(progress) = self.buckets.get_mut(&read.bucket) else {
                 continue;
@@ -567,7 +567,7 @@ impl Feed {
             end = end.max(scan.end);
             buckets.extend(scan.buckets);
         }
-        self.start_scan(Scan {
+        self.start_scan(LogScan {
             start: position,
             position,
             end,
@@ -578,7 +578,7 @@ impl Feed {
 
     /// A bucket without a goal has everything up to the contiguous position, however old its last
     /// event is.
-    fn start_scan(&mut self, scan: Scan) {
+    fn start_scan(&mut self, scan: LogScan) {
         let nothing_missing = |progress: &&mut BucketProgress| progress.goal == Goal::Nothing;
         for progress in self.buckets.values_mut().filter(nothing_missing) {
             progress.cursor = progress.cursor.max(self.contiguous);
@@ -703,7 +703,7 @@ impl Feed {
         let (head, _) = self.reader.heads(Vec::new()).await?;
         self.is_recheck_due = false;
         if head > self.contiguous {
-            self.start_scan(Scan {
+            self.start_scan(LogScan {
                 start: self.contiguous,
                 position: self.contiguous,
                 end: head,

@@ -43,7 +43,7 @@ struct FeedQuery {
 }
 
 /// A page of the log.
-pub(super) struct Page {
+pub(super) struct FeedPage {
     pub events: Vec<ReadEvent>,
     /// Complete up to here.
     pub through: Position,
@@ -71,7 +71,7 @@ pub(super) struct StoreReader {
     pub filter: EventFilter,
     pub slices_from: Timestamp,
     heads: Option<HeadsQuery>,
-    scan: Option<Scan>,
+    scan: Option<PageStream>,
 }
 
 /// The head of the log, and the newest position of some buckets.
@@ -84,7 +84,7 @@ struct HeadsQuery {
 }
 
 /// Pages that are read one after the other, up to the first that is not full; aborted on drop.
-struct Scan {
+struct PageStream {
     pages: mpsc::Receiver<PendingPage>,
     /// The first page, while it is being decoded.
     first: Option<PendingPage>,
@@ -94,7 +94,7 @@ struct Scan {
 /// A page that is being decoded, or why it could not be read.
 struct PendingPage {
     query: FeedQuery,
-    page: JoinHandle<Result<Page, StoreError>>,
+    page: JoinHandle<Result<FeedPage, StoreError>>,
 }
 
 impl StoreReader {
@@ -127,7 +127,7 @@ impl StoreReader {
         &mut self,
         bucket: Option<Bucket>,
         after: Position,
-    ) -> Result<Page, StoreError> {
+    ) -> Result<FeedPage, StoreError> {
         self.heads = None;
         let query = page_query(&self.filter, self.slices_from, bucket, after);
         if let Some(scan) = &mut self.scan {
@@ -138,7 +138,7 @@ impl StoreReader {
         }
         let scan = self.scan.get_or_insert_with(|| {
             let (store, filter) = (self.store.clone(), self.filter.clone());
-            Scan::start(store, filter, query)
+            PageStream::start(store, filter, query)
         });
         let page = match scan.first().await {
             Some(first) => (&mut first.page).await,
@@ -178,7 +178,7 @@ impl StoreReader {
     }
 }
 
-impl Scan {
+impl PageStream {
     /// Starts with this page.
     fn start(store: Store, filter: EventFilter, query: FeedQuery) -> Self {
         let (sender, pages) = mpsc::channel(PAGES_AHEAD);
@@ -246,10 +246,10 @@ async fn scan(
     }
 }
 
-async fn decode(page: UndecodedPage, through: Position) -> Result<Page, StoreError> {
+async fn decode(page: UndecodedPage, through: Position) -> Result<FeedPage, StoreError> {
     let events = page.decode().await?.into_iter();
     let events = events.map(ReadEvent::from).collect();
-    Ok(Page {
+    Ok(FeedPage {
         events,
         through,
         is_full: page.is_full(),

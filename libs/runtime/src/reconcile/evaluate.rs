@@ -10,7 +10,7 @@ use contract::time::Timestamp;
 use store::Append;
 
 use super::{CLOCK_STEP, Outputs, RETRY_AFTER, Reconciler};
-use crate::consumer::{Applied, Core, Fold, FoldedEntry};
+use crate::consumer::{AppliedRecord, Core, Fold, FoldedEntry};
 use crate::ids::Ids;
 use crate::parking::{UnprocessedEvent, catch_panic};
 
@@ -104,8 +104,8 @@ pub struct Evaluator<R: Reconciler> {
     pub reconciler: R,
     pending: BTreeMap<Subject, Pending>,
     due: BTreeMap<Bucket, Due>,
-    /// Versions and times of what belongs to no endpoint.
-    global: FoldedEntry<()>,
+    /// What belongs to no endpoint.
+    global: FoldedEntry<R::Global>,
 }
 
 type State<R> = <<R as Reconciler>::Fold as Fold>::State;
@@ -128,10 +128,10 @@ impl<R: Reconciler> Evaluator<R> {
     pub fn applied(
         &mut self,
         core: &Core<R::Fold>,
-        applied: Vec<Applied<Effect<R>>>,
+        applied: Vec<AppliedRecord<Effect<R>>>,
     ) -> Vec<UnprocessedEvent> {
         let mut unprocessed = Vec::new();
-        for Applied { record, effect } in applied {
+        for AppliedRecord { record, effect } in applied {
             match (record.endpoint(), effect) {
                 (Some(key), Some(effect)) => {
                     self.reconciler.applied(&key, &record, effect);
@@ -149,9 +149,13 @@ impl<R: Reconciler> Evaluator<R> {
         core: &Core<R::Fold>,
         record: &Record,
     ) -> Option<UnprocessedEvent> {
-        let reconciler = &mut self.reconciler;
-        let applied = catch_panic(|| reconciler.apply_global(record));
         let global = &mut self.global;
+        // A copy, since a panic may leave it partly changed. Such records are rare.
+        let mut state = global.state.clone();
+        let applied = catch_panic(|| R::apply_global(&mut state, record));
+        if applied.is_ok() {
+            global.state = state;
+        }
         global.position = record.position;
         global.recorded = global.recorded.max(record.time);
         if core.writes(&record.stream) {
@@ -262,8 +266,8 @@ impl<R: Reconciler> Evaluator<R> {
             (clock, Outputs::to(stream, vec![stepped]))
         } else {
             let now = entry.recorded.max(clock);
-            let reconciler = &mut self.reconciler;
-            let outputs = catch_panic(|| reconciler.evaluate(key, &entry.state, now))?;
+            let (reconciler, global) = (&mut self.reconciler, &self.global.state);
+            let outputs = catch_panic(|| reconciler.evaluate(key, &entry.state, global, now))?;
             (now, outputs)
         };
         Ok(write::<R, _>(subject, outputs, entry, ids, now))
@@ -275,8 +279,9 @@ impl<R: Reconciler> Evaluator<R> {
             return None;
         }
         let now = self.global.recorded.max(clock);
-        let reconciler = &mut self.reconciler;
-        let outputs = catch_panic(|| reconciler.evaluate_global(now)).unwrap_or_else(|detail| {
+        let (reconciler, global) = (&mut self.reconciler, &self.global.state);
+        let evaluated = catch_panic(|| reconciler.evaluate_global(global, now));
+        let outputs = evaluated.unwrap_or_else(|detail| {
             tracing::error!(
                 service = R::SERVICE,
                 detail,

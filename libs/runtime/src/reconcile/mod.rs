@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::evaluate::{CommitResult, Evaluator, FailedEvaluation, Subject, Write};
 use crate::clock::Clock;
-use crate::consumer::{Consumer, ConsumerConfig, ConsumerDeps, Fold, GLOBAL_OWNER, Step};
+use crate::consumer::{Consumer, ConsumerConfig, ConsumerDeps, Fold, Step};
 use crate::health::Component;
 use crate::ids::Ids;
 
@@ -48,6 +48,8 @@ const RETRY_AFTER: Span = Span::from_secs(1);
 pub trait Reconciler: Send + 'static {
     /// How the events of an endpoint are folded.
     type Fold: Fold;
+    /// What is folded of the events that belong to no endpoint; `()` for nothing.
+    type Global: Clone + Default + Send + 'static;
 
     /// The name of the consumer group, the fences and the actor: `actuator`.
     const SERVICE: &'static str;
@@ -68,19 +70,21 @@ pub trait Reconciler: Send + 'static {
     ) {
     }
 
-    /// Applies a record that belongs to no endpoint. If it panics, the event is reported and skipped.
-    fn apply_global(&mut self, _record: &Record) {}
+    /// Applies a record that belongs to no endpoint. If it panics, the event is reported and skipped, and
+    /// changes nothing.
+    fn apply_global(_global: &mut Self::Global, _record: &Record) {}
 
     /// Returns what to write now about an endpoint; usually nothing.
     fn evaluate(
         &mut self,
         key: &EndpointKey,
         state: &<Self::Fold as Fold>::State,
+        global: &Self::Global,
         now: Timestamp,
     ) -> Outputs;
 
     /// Returns what to write now that belongs to no endpoint. Called only on the owner of bucket 0.
-    fn evaluate_global(&mut self, _now: Timestamp) -> Outputs {
+    fn evaluate_global(&mut self, _global: &Self::Global, _now: Timestamp) -> Outputs {
         Outputs::default()
     }
 
@@ -248,7 +252,7 @@ impl<R: Reconciler> Loop<R> {
                 if R::FRAMES_AGAIN > Span::ZERO {
                     self.resubscribe();
                 }
-                if buckets.contains(&GLOBAL_OWNER) {
+                if buckets.contains(&Bucket::GLOBAL_OWNER) {
                     self.acquire_global().await?;
                 }
             }
@@ -257,7 +261,7 @@ impl<R: Reconciler> Loop<R> {
                 for bucket in &buckets {
                     self.evaluator.forget(*bucket);
                 }
-                if buckets.contains(&GLOBAL_OWNER) {
+                if buckets.contains(&Bucket::GLOBAL_OWNER) {
                     self.global_fence = None;
                 }
             }
@@ -287,7 +291,7 @@ impl<R: Reconciler> Loop<R> {
             Err(error) => {
                 self.global_fence = None;
                 tracing::warn!(service = R::SERVICE, %error, "failed to acquire the fence of the global bucket");
-                self.consumer.fenced(GLOBAL_OWNER);
+                self.consumer.fenced(Bucket::GLOBAL_OWNER);
             }
         }
         Ok(())
@@ -324,7 +328,7 @@ impl<R: Reconciler> Loop<R> {
         let Some(fence) = self.global_fence.clone() else {
             return;
         };
-        if !self.consumer.is_caught_up(GLOBAL_OWNER) {
+        if !self.consumer.is_caught_up(Bucket::GLOBAL_OWNER) {
             return;
         }
         let clock = self.deps.clock.now();
@@ -404,7 +408,7 @@ impl<R: Reconciler> Loop<R> {
                     // Owned, and reacquired, together with the bucket of its owner.
                     Subject::Global => {
                         self.global_fence = None;
-                        self.consumer.fenced(GLOBAL_OWNER);
+                        self.consumer.fenced(Bucket::GLOBAL_OWNER);
                     }
                     Subject::Endpoint(_) => self.consumer.fenced(subject.bucket()),
                 }

@@ -87,7 +87,7 @@ impl Replay {
         let readable = |entry: Result<Record, Box<Unreadable>>| {
             entry.map_err(|unreadable| StoreError::Unreadable {
                 position: unreadable.position,
-                detail: unreadable.detail,
+                detail: unreadable.detail.into(),
             })
         };
         let page = page.and_then(|page| page.into_iter().map(readable).collect());

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use contract::ids::{Bucket, Position};
 use contract::time::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::archive::builder::{ArchiveBuilder, ArchiveRange};
 use crate::log::store::Store;
@@ -57,7 +57,7 @@ impl SealLimits {
 }
 
 /// What could be sealed, and what blocks more.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Sealable {
     /// The last position that is already sealed.
@@ -73,7 +73,7 @@ pub struct Sealable {
 }
 
 /// The consumer that blocks sealing because it has not read far enough.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BlockingConsumer {
     /// Its name.
@@ -96,7 +96,7 @@ impl std::fmt::Display for BlockingConsumer {
 }
 
 /// A file that was sealed by this call.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SealedFile {
     /// The file, as listed in the store.

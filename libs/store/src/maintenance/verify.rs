@@ -232,7 +232,7 @@ impl LogVerifier {
             Err(unreadable) => {
                 let error = StoreError::Unreadable {
                     position,
-                    detail: unreadable.detail.clone(),
+                    detail: unreadable.detail.clone().into(),
                 };
                 self.problem(error.to_string());
             }

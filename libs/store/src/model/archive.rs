@@ -5,7 +5,7 @@ use contract::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// One sealed file, as listed in the store. Files are contiguous from the start of the log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Archive {
     /// The position of its first event.

@@ -106,7 +106,8 @@ pub enum StoreError {
         /// Its position.
         position: Position,
         /// Why it cannot be decoded.
-        detail: String,
+        #[source]
+        detail: Failure,
     },
     /// The database reports corruption.
     #[error(
@@ -117,6 +118,9 @@ pub enum StoreError {
     /// The request, the folder or the database is unsuitable: a retry fails, too.
     #[error("{0}")]
     Refused(#[source] Failure),
+    /// Another process has this file open.
+    #[error("{0} is in use by another process: stop it first, or use another data folder")]
+    InUse(String),
     /// The store was shut down.
     #[error("the store is shut down")]
     Closed,
@@ -142,10 +146,15 @@ impl StoreError {
     #[must_use]
     pub fn caused_by(mut self, cause: impl Error + Send + Sync + 'static) -> Self {
         match &mut self {
-            Self::Database(failure) | Self::Damaged(failure) | Self::Refused(failure) => {
+            Self::Database(failure)
+            | Self::Damaged(failure)
+            | Self::Refused(failure)
+            | Self::Unreadable {
+                detail: failure, ..
+            } => {
                 failure.cause = Some(Arc::new(cause));
             }
-            Self::Unreadable { .. } | Self::Closed => {}
+            Self::InUse(_) | Self::Closed => {}
         }
         self
     }

@@ -173,7 +173,7 @@ impl<'a> EventRow<'a> {
             actor: self.actor.to_owned(),
             type_name: self.type_name.to_owned(),
             detail: match error {
-                StoreError::Unreadable { detail, .. } => detail,
+                StoreError::Unreadable { detail, .. } => detail.to_string(),
                 error => error.to_string(),
             },
         };
@@ -189,18 +189,19 @@ impl<'a> EventRow<'a> {
     fn decode_since(self, slices_from: Timestamp) -> Result<Record, StoreError> {
         let unreadable = |detail: String| StoreError::Unreadable {
             position: self.position,
-            detail,
+            detail: detail.into(),
         };
         let event = Event::decode_since(self.type_name, self.type_version, self.data, slices_from)
-            .map_err(|error| unreadable(error.to_string()))?;
+            .map_err(|error| unreadable(error.to_string()).caused_by(error))?;
         let stream: StreamName = self
             .stream
             .parse()
             .map_err(|_| unreadable(format!("`{}` is not a stream", self.stream)))?;
         let id = match self.id {
             EventId::Generated(id) => id,
-            EventId::Stored(text) => Uuid::parse_str(text)
-                .map_err(|error| unreadable(format!("event id `{text}`: {error}")))?,
+            EventId::Stored(text) => Uuid::parse_str(text).map_err(|error| {
+                unreadable(format!("event id `{text}`: {error}")).caused_by(error)
+            })?,
         };
         if self.bucket > Bucket::GLOBAL {
             return Err(unreadable(format!("bucket {} does not exist", self.bucket)));

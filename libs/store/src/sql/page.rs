@@ -185,7 +185,7 @@ impl Page {
             let event = parse_event(&mut rest).filter(|event| event.position > before);
             let event = event.ok_or_else(|| StoreError::Unreadable {
                 position: before,
-                detail: "the database did not return a valid page of events after it".to_owned(),
+                detail: "the database did not return a valid page of events after it".into(),
             })?;
             before = event.position;
             handle(event);

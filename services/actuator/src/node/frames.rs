@@ -13,7 +13,7 @@ use contract::time::{Span, Timestamp};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::state::{NodeState, Readiness};
+use super::state::{NodeState, ReadinessPeriod};
 
 const SECOND: Span = Span::from_secs(1);
 /// The bucket whose frames carry the hello of a source.
@@ -37,7 +37,7 @@ pub(super) struct Frames {
 /// Since when an instance has been ready.
 #[derive(Clone, Copy, Debug)]
 struct ReadyPeriod {
-    readiness: Readiness,
+    readiness: ReadinessPeriod,
     /// The end of the second in which it became ready.
     seen_at: Instant,
     /// How long it had been ready then, as the log knows.
@@ -167,7 +167,7 @@ impl Frames {
 }
 
 impl ReadyPeriod {
-    fn new(readiness: Readiness, now: Timestamp, seen_at: Instant) -> Self {
+    fn new(readiness: ReadinessPeriod, now: Timestamp, seen_at: Instant) -> Self {
         Self {
             readiness,
             seen_at,

@@ -74,17 +74,17 @@ struct LocalInstance {
 
 /// What frames say about an instance besides its resources.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placement {
+pub struct MeasuredInstance {
     pub endpoint: EndpointKey,
     pub deployment_uid: Uid,
     pub deployment: Name,
     /// `None` if it is not ready, or on its way out.
-    pub readiness: Option<Readiness>,
+    pub readiness: Option<ReadinessPeriod>,
 }
 
 /// A period for which an instance is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Readiness {
+pub struct ReadinessPeriod {
     /// How often it has become ready: another count is another period.
     pub count: u64,
     /// When it first became ready, if that was before this process adopted it.
@@ -486,7 +486,7 @@ impl NodeState {
 
     /// Returns the deployment that an instance belongs to, and its readiness: in the log, so that it gets
     /// requests, and at its backend.
-    pub fn placement_of(&self, id: &InstanceId) -> Option<Placement> {
+    pub fn placement_of(&self, id: &InstanceId) -> Option<MeasuredInstance> {
         let key = self.endpoints.get(id)?;
         let folds = self.folds.lock();
         let instance = folds.get(key)?.state.instances.get(id)?;
@@ -494,11 +494,11 @@ impl NodeState {
             instance.is_ready() && local.observed.phase == ObservedPhase::Ready
         };
         let local = self.local.get(id).filter(is_ready);
-        Some(Placement {
+        Some(MeasuredInstance {
             endpoint: key.clone(),
             deployment_uid: instance.deployment_uid,
             deployment: instance.deployment.clone(),
-            readiness: local.map(|local| Readiness {
+            readiness: local.map(|local| ReadinessPeriod {
                 count: local.ready_count,
                 before: instance.ready_at.filter(|_| local.observed.adopted),
             }),

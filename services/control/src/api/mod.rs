@@ -1,6 +1,7 @@
 //! The routes and their handlers, one module per kind of resource.
 
 pub mod access;
+pub mod archive;
 pub mod autoscale;
 pub mod decisions;
 pub mod deployments;
@@ -47,6 +48,7 @@ pub fn routes() -> Vec<RouteEntry> {
         history::routes(),
         events::routes(),
         parking::routes(),
+        archive::routes(),
         access::routes(),
         ops::routes(),
     ]

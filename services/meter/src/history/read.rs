@@ -9,7 +9,7 @@ use store::sql::Connection;
 
 use super::HistoryError;
 use super::sql::Sql;
-use crate::panes::{Pane, Spans};
+use crate::panes::{Pane, SecondRanges};
 
 /// Most points of one deployment in a query: a day of seconds.
 pub const POINTS_MAX: u64 = 86_400;
@@ -106,7 +106,7 @@ pub(super) struct HistoryRows {
     /// By deployment and step.
     panes: BTreeMap<DeploymentKey, BTreeMap<i64, Pane>>,
     ready: BTreeMap<DeploymentKey, Vec<(i64, u32)>>,
-    coverage: BTreeMap<Bucket, Spans>,
+    coverage: BTreeMap<Bucket, SecondRanges>,
 }
 
 pub(super) async fn read(
@@ -206,15 +206,15 @@ pub(super) async fn read_coverage(
     bucket: Bucket,
     from: i64,
     to: i64,
-) -> sqlx::Result<Spans> {
-    let rows: Spans = Sql::new(
+) -> sqlx::Result<SecondRanges> {
+    let rows: SecondRanges = Sql::new(
         "SELECT start, \"end\" FROM history_coverage \
          WHERE bucket = $1 AND \"end\" > $2 AND start < $3 ORDER BY start",
     )
     .with([i64::from(bucket.0).into(), from.into(), to.into()])
     .fetch(reader)
     .await?;
-    let mut spans = Spans::new();
+    let mut spans = SecondRanges::new();
     for (start, end) in rows {
         let (start, end) = (start.max(from), end.min(to));
         match spans.last_mut() {
@@ -286,7 +286,7 @@ impl HistoryRows {
     }
 }
 
-fn overlap(spans: &Spans, start: i64, end: i64) -> u64 {
+fn overlap(spans: &SecondRanges, start: i64, end: i64) -> u64 {
     spans
         .iter()
         .map(|(from, to)| (*to.min(&end) - *from.max(&start)).max(0) as u64)
@@ -294,7 +294,7 @@ fn overlap(spans: &Spans, start: i64, end: i64) -> u64 {
 }
 
 /// Returns what is not covered by the spans, which are ascending.
-pub(super) fn gaps_between(spans: &Spans, from: Timestamp, to: Timestamp) -> Vec<GapSpan> {
+pub(super) fn gaps_between(spans: &SecondRanges, from: Timestamp, to: Timestamp) -> Vec<GapSpan> {
     let mut gaps = Vec::new();
     let mut next = from.secs();
     for (start, end) in spans {

@@ -13,6 +13,7 @@ use super::*;
 use crate::coverage::Measured;
 use crate::open::OpenUsage;
 use crate::panes::{InstanceChunk, Pane, PaneKey};
+use crate::ready::ReadyChange;
 
 const SECOND: i64 = 1_700_000_040;
 
@@ -114,12 +115,23 @@ async fn a_backup_of_a_history_in_a_database_is_a_history_in_a_file() {
         batch.panes.insert(key, pane);
         history.save(&batch, false).await.unwrap();
     }
-    history.save(&windows(1, SECOND), false).await.unwrap();
+    let ready = ReadyChange {
+        endpoint: endpoint(),
+        deployment: "blue".parse().unwrap(),
+        second: SECOND,
+        instances: 1,
+    };
+    let batch = SaveBatch {
+        ready: vec![ready],
+        ..windows(1, SECOND)
+    };
+    history.save(&batch, false).await.unwrap();
     assert!(backup_history(&location, &file).await.unwrap());
     let copy = History::open(&HistoryLocation::File(file.clone())).await;
     let copy = copy.unwrap();
     assert_eq!(totals(&copy).await, totals(&history).await);
     assert!(totals(&copy).await.0 >= 30);
+    assert_all_tables_copied(&location, &file).await;
     let measured = past(&history, SECOND, 0).await;
     assert!(!measured.kinds[&SourceKind::NODE].instances.is_empty());
     let copied = past(&copy, SECOND, 0).await;
@@ -131,6 +143,36 @@ async fn a_backup_of_a_history_in_a_database_is_a_history_in_a_file() {
     assert!(saved.open.is_some());
     // A file is not overwritten.
     assert!(backup_history(&location, &file).await.is_err());
+}
+
+/// Asserts that each table of the history in the database has rows, and the file has as many.
+async fn assert_all_tables_copied(from: &HistoryLocation, to: &std::path::Path) {
+    let HistoryLocation::Database(url) = from else {
+        panic!("it is in a file: {from:?}");
+    };
+    let mut database = sqlx::PgConnection::connect(url).await.unwrap();
+    let options = SqliteConnectOptions::new().filename(to);
+    let mut file = options.connect().await.unwrap();
+    let tables = "SELECT tablename::text FROM pg_tables \
+        WHERE schemaname = current_schema() AND tablename LIKE 'history\\_%'";
+    let tables: Vec<String> = sqlx::query_scalar(tables)
+        .fetch_all(&mut database)
+        .await
+        .unwrap();
+    assert!(!tables.is_empty());
+    for table in tables {
+        let count = || sqlx::AssertSqlSafe(format!("SELECT COUNT(*) FROM {table}"));
+        let original: i64 = sqlx::query_scalar(count())
+            .fetch_one(&mut database)
+            .await
+            .unwrap();
+        let copied: i64 = sqlx::query_scalar(count())
+            .fetch_one(&mut file)
+            .await
+            .unwrap();
+        assert!(original > 0, "{table} is not part of this test");
+        assert_eq!(copied, original, "{table} is not part of a backup");
+    }
 }
 
 async fn a_claim_returns_what_was_saved(history: History) {

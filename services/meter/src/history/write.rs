@@ -14,7 +14,7 @@ use super::sql::{Arg, Sql};
 use super::{postgres, sqlite};
 use crate::coverage::Measured;
 use crate::open::OpenUsage;
-use crate::panes::{InstanceChunk, Pane, PaneKey, Spans};
+use crate::panes::{InstanceChunk, Pane, PaneKey, SecondRanges};
 use crate::ready::ReadyChange;
 
 /// Rows per insert.
@@ -29,7 +29,7 @@ const PRUNED_PANES_MAX: i64 = 20_000;
 pub(crate) struct SaveBatch {
     pub buckets: BTreeMap<Bucket, BucketSave>,
     pub panes: BTreeMap<PaneKey, Pane>,
-    pub covered: BTreeMap<Bucket, Spans>,
+    pub covered: BTreeMap<Bucket, SecondRanges>,
     pub measured: BTreeMap<(Bucket, SourceKind), Vec<Measured>>,
     pub instances: Vec<InstanceChunk>,
     pub ready: Vec<ReadyChange>,

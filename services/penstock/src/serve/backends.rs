@@ -105,7 +105,83 @@ async fn simulated(setup: &mut BackendSetup<'_>) -> anyhow::Result<Arc<dyn Backe
 
 #[cfg(test)]
 mod tests {
+    use bus::LocalBus;
+    use clap::Parser;
+    use domain::zones::ZoneData;
+    use runtime::clock::SystemClock;
+    use runtime::health::Health;
+    use runtime::ids::SystemIds;
+    use runtime::metrics::Metrics;
+    use tokio::sync::Semaphore;
+
+    use super::super::descriptor_budget::DescriptorBudget;
     use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: ServeArgs,
+    }
+
+    fn toy() -> BackendKind {
+        "toy".parse().unwrap()
+    }
+
+    /// Opens the backends of a table as a node does.
+    async fn open(
+        entries: &[BackendEntry],
+    ) -> anyhow::Result<BTreeMap<BackendKind, Arc<dyn Backend>>> {
+        let folder = tempfile::tempdir().unwrap();
+        let args = Command::parse_from(["serve"]).args;
+        let ctx = ServerContext {
+            data: folder.path().to_owned(),
+            store: None,
+            bus: LocalBus::new(),
+            clock: Arc::new(SystemClock),
+            ids: Arc::new(SystemIds::default()),
+            metrics: Metrics::default(),
+            health: Health::default(),
+            internal_token: None,
+            zones: ZoneData::bundled(),
+            own: Default::default(),
+            log_readers: Arc::new(Semaphore::new(1)),
+            budget: DescriptorBudget::of(&args).unwrap(),
+        };
+        let mut setup = BackendSetup {
+            args: &args,
+            ctx: &ctx,
+            node: "node-1",
+            group: &mut TaskGroup::default(),
+        };
+        setup.open(entries).await
+    }
+
+    #[tokio::test]
+    async fn a_backend_of_another_table_is_opened_by_its_entry() {
+        let entries = [BackendEntry {
+            kind: toy(),
+            open: |setup| {
+                let backend = SimulatedBackend::new(setup.node, setup.ctx.clock.now());
+                Box::pin(async { Ok(backend as Arc<dyn Backend>) })
+            },
+        }];
+        let opened = open(&entries).await.unwrap();
+        assert_eq!(opened.keys().collect::<Vec<_>>(), [&toy()]);
+        assert_eq!(opened[&toy()].list().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_cannot_be_opened_is_named() {
+        let entries = [BackendEntry {
+            kind: toy(),
+            open: |_| Box::pin(async { anyhow::bail!("it is broken") }),
+        }];
+        let error = open(&entries).await.err().unwrap();
+        assert_eq!(
+            format!("{error:#}"),
+            "cannot open the toy backend: it is broken"
+        );
+    }
 
     /// A backend without a name here may have neither.
     #[test]

@@ -27,17 +27,16 @@ impl HistorySource for MeterHistory {
             to: query.to,
             step: query.step,
         };
-        let failed = |error: String| SourceError::Failed(error);
         let points = self
             .history
             .points(&query)
             .await
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| SourceError::Failed(error.into()))?;
         points
             .iter()
             .map(serde_json::to_value)
             .collect::<Result<_, _>>()
-            .map_err(|error| failed(error.to_string()))
+            .map_err(|error| SourceError::Failed(error.into()))
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use actuator::logs::{LINES_HEADER, LogsError, LogsQuery, NodeLines, NodeLogs};
 use bytes::Bytes;
+use cli::error::BoxedError;
 use contract::ids::DeploymentRef;
 use contract::log::StreamName;
 use control::{LogQuery, LogSource, SourceError};
@@ -98,7 +99,7 @@ impl NodeClient {
         node: &RemoteNode,
         of: &DeploymentRef,
         query: &LogsQuery,
-    ) -> Result<usize, String> {
+    ) -> Result<usize, BoxedError> {
         let query = LogsQuery {
             follow: false,
             // Without a limit there is nothing to divide, so nothing to count.
@@ -129,14 +130,13 @@ impl NodeClient {
         node: &RemoteNode,
         of: &DeploymentRef,
         query: &LogsQuery,
-    ) -> Result<reqwest::Response, String> {
+    ) -> Result<reqwest::Response, BoxedError> {
         let address = node.address.as_deref();
         let address = address.ok_or("it has not advertised an admin address")?;
         let token = self.token.as_ref();
-        let token = token.ok_or_else(|| {
-            "this process has no internal token; give all processes the same --internal-token"
-                .to_owned()
-        })?;
+        let token = token.ok_or(
+            "this process has no internal token; give all processes the same --internal-token",
+        )?;
         let base = address.trim_end_matches('/');
         let (endpoint, deployment) = (&of.endpoint, &of.deployment);
         let url = format!(
@@ -145,17 +145,17 @@ impl NodeClient {
         );
         let request = self.http.request(method, url).bearer_auth(token.as_str());
         let response = tokio::time::timeout(NODE_TIMEOUT, request.send()).await;
-        let response = response
-            .map_err(|_| format!("no answer within {} s", NODE_TIMEOUT.as_secs()))?
-            .map_err(|error| error.to_string())?;
+        let response =
+            response.map_err(|_| format!("no answer within {} s", NODE_TIMEOUT.as_secs()))??;
         match response.status() {
             StatusCode::UNAUTHORIZED => Err(format!(
                 "{base} rejected our token; give all processes the same --internal-token"
-            )),
+            )
+            .into()),
             StatusCode::SERVICE_UNAVAILABLE => {
-                Err("it has too many log readers; close one, or try again later".to_owned())
+                Err("it has too many log readers; close one, or try again later".into())
             }
-            status if !status.is_success() => Err(format!("{status} from {base}")),
+            status if !status.is_success() => Err(format!("{status} from {base}").into()),
             _ => Ok(response),
         }
     }
@@ -178,7 +178,7 @@ fn query_string(query: &LogsQuery) -> String {
     parts.join("&")
 }
 
-fn unavailable(node: &str, why: &str) -> LineStream {
+fn unavailable(node: &str, why: &BoxedError) -> LineStream {
     let line = format!("penstock: the logs of node {node} are unavailable: {why}\n");
     stream::iter([Ok(Bytes::from(line))]).boxed()
 }
@@ -187,7 +187,7 @@ fn unavailable(node: &str, why: &str) -> LineStream {
 impl LogSource for MemberLogs {
     async fn logs(&self, of: &DeploymentRef, query: LogQuery) -> Result<LineStream, SourceError> {
         let others = self.others().await;
-        let others = others.map_err(|error| SourceError::Failed(error.to_string()))?;
+        let others = others.map_err(|error| SourceError::Failed(error.into()))?;
         if self.own.is_none() && others.is_empty() {
             return Err(SourceError::Unavailable(
                 "no node has joined, so there are no logs".into(),
@@ -260,7 +260,7 @@ async fn own_lines(
     let lines = node.logs(of, query).await;
     lines.map_err(|error| match error {
         LogsError::Busy(detail) => SourceError::Busy(detail),
-        LogsError::Failed(detail) => SourceError::Failed(detail),
+        LogsError::Failed(detail) => SourceError::Failed(detail.into()),
     })
 }
 
@@ -468,7 +468,7 @@ mod tests {
         let logs = MemberLogs::new(Some(own), store, Some(token()));
         let of = "iris/blue".parse().unwrap();
         let refused = logs.logs(&of, LogQuery::default()).await.err();
-        assert_eq!(refused, Some(SourceError::Busy("full".to_owned())));
+        assert!(matches!(refused, Some(SourceError::Busy(detail)) if detail == "full"));
     }
 
     #[tokio::test]

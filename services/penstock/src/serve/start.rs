@@ -98,7 +98,7 @@ pub fn archiver(args: &ServeArgs, ctx: &ServerContext, group: &mut TaskGroup) {
     let archiver = Archiver {
         store,
         clock: ctx.clock.clone(),
-        holder: ctx.ids.uid().to_string(),
+        ids: ctx.ids.clone(),
         age,
         events_min: args.archive_min_events,
         component: ctx.health.component(ARCHIVE_LEASE),

@@ -1,62 +1,85 @@
 //! Seals the beginning of the log into archives, and lists them.
 
+use cli::client::Client;
+use cli::client::config::{self, CLIENT_FILE, ConnectArgs, Environment};
 use contract::ids::Position;
-use contract::time::{Span, Timestamp};
-use serde::Serialize;
-use store::{ARCHIVE_LEASE, Archive, SealLimits, Sealable, SealedFile, Store, seal, sealable};
+use contract::time::Timestamp;
+use control::api::archive::{ArchiveReport, ArchiveRequest};
+use store::{ARCHIVE_LEASE, Archive, SealLimits, SealedFile, Store, StoreError, seal, sealable};
 
 use super::lease::{LeaseRequest, run_under_lease};
 use super::{ArchiveArgs, ArchivesArgs, failed};
 use cli::error::CliError;
 use cli::output::{Screen, Table, print_notice};
 
-/// The default minimum age of archived events.
-const DEFAULT_AGE: Span = Span::from_secs(30 * 24 * 3600);
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ArchiveReport {
-    /// Files sealed by this run.
-    sealed: Vec<SealedFile>,
-    /// What could be sealed when this run started.
-    #[serde(flatten)]
-    sealable: Sealable,
-    is_dry_run: bool,
-}
-
-pub async fn archive(args: &ArchiveArgs) -> Result<(), CliError> {
-    let now = Screen::of_process().now;
-    let store = args.selector.open().await?;
-    let outcome = run(&store, args, now).await;
-    store.close().await;
-    let report = outcome?;
+pub async fn archive(args: &ArchiveArgs, connect: &ConnectArgs) -> Result<(), CliError> {
+    let request = request(args);
+    let report = match args.selector.open().await {
+        Ok(store) => {
+            let outcome = run(&store, &request, Screen::of_process().now).await;
+            store.close().await;
+            outcome?
+        }
+        Err(error) if is_in_use(&error) => run_on_server(args, connect, &request).await?,
+        Err(error) => return Err(error),
+    };
     args.output.print(&render(&report), &report)
 }
 
-async fn run(store: &Store, args: &ArchiveArgs, now: Timestamp) -> Result<ArchiveReport, CliError> {
-    let limits = limits(args, now);
+fn request(args: &ArchiveArgs) -> ArchiveRequest {
+    ArchiveRequest {
+        older_than: args.older_than,
+        before: args.before.map(Position),
+        min_events: 0,
+        dry_run: args.dry_run,
+    }
+}
+
+/// Whether a server has the store in a file open.
+fn is_in_use(error: &CliError) -> bool {
+    let CliError::Caused { source, .. } = error else {
+        return false;
+    };
+    matches!(source.downcast_ref(), Some(StoreError::InUse(_)))
+}
+
+/// Has the server that holds the store archive it.
+async fn run_on_server(
+    args: &ArchiveArgs,
+    connect: &ConnectArgs,
+    request: &ArchiveRequest,
+) -> Result<ArchiveReport, CliError> {
+    let beside_store = args.selector.beside_file(CLIENT_FILE);
+    let beside_store = beside_store.filter(|file| file.exists());
+    // Another server that the environment names would archive its own log.
+    let connect = match beside_store {
+        Some(_) => &ConnectArgs::default(),
+        None => connect,
+    };
+    let mut environment = Environment::read();
+    environment.config = beside_store.or(environment.config);
+    let client = Client::new(config::resolve(connect, &environment)?)?;
+    let body = serde_json::to_value(request).map_err(failed)?;
+    let response = client.post(&["v1", "archive"], &body).await?;
+    serde_json::from_value(response.json()?).map_err(failed)
+}
+
+async fn run(
+    store: &Store,
+    request: &ArchiveRequest,
+    now: Timestamp,
+) -> Result<ArchiveReport, CliError> {
+    let limits = request.limits(now);
     let sealable = sealable(store, &limits).await.map_err(failed)?;
-    let sealed = match args.dry_run {
+    let sealed = match request.dry_run {
         true => Vec::new(),
         false => sealed(store, &limits, now).await?,
     };
     Ok(ArchiveReport {
         sealed,
         sealable,
-        is_dry_run: args.dry_run,
+        is_dry_run: request.dry_run,
     })
-}
-
-fn limits(args: &ArchiveArgs, now: Timestamp) -> SealLimits {
-    let age = match args.before {
-        Some(_) => args.older_than,
-        None => Some(args.older_than.unwrap_or(DEFAULT_AGE)),
-    };
-    SealLimits {
-        before: args.before.map(Position),
-        older_than: age.map(|age| now - age),
-        ..SealLimits::default()
-    }
 }
 
 async fn sealed(
@@ -67,8 +90,8 @@ async fn sealed(
     let lease = LeaseRequest {
         name: ARCHIVE_LEASE,
         busy_message: format!(
-            "another process archives this store's log (it holds the lease `{ARCHIVE_LEASE}`, as a server \
-             with --archive-after does): leave it to that process, or start the server without"
+            "another process archives this store's log (it holds the lease `{ARCHIVE_LEASE}`): run this \
+             again when it has finished"
         ),
         lost_message: format!(
             "another process has taken the lease `{ARCHIVE_LEASE}` and archives: run this again when it \
@@ -154,6 +177,7 @@ mod tests {
     use clap::Parser;
     use contract::events::{Empty, Event};
     use contract::log::{Actor, NewEvent, StreamName};
+    use control::api::archive::DEFAULT_AGE;
     use store::{Append, Commit, CursorMove};
 
     use super::*;
@@ -210,8 +234,8 @@ mod tests {
             ..Commit::default()
         };
         store.commit(commit).await.unwrap();
-        let dry_run_args = args(&folder, &["--before", "4", "--dry-run"]);
-        let report = run(&store, &dry_run_args, Timestamp::from_secs(9))
+        let dry_run = request(&args(&folder, &["--before", "4", "--dry-run"]));
+        let report = run(&store, &dry_run, Timestamp::from_secs(9))
             .await
             .unwrap();
         assert_eq!(
@@ -227,12 +251,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let now = Timestamp::from_secs(1_000) + DEFAULT_AGE;
         let store = store(&folder, &[998, 999, 1_000, 1_001]).await;
-        let report = run(&store, &args(&folder, &[]), now).await.unwrap();
+        let report = run(&store, &request(&args(&folder, &[])), now)
+            .await
+            .unwrap();
         assert_eq!(report.sealed.len(), 1);
         let text = render(&report);
         assert!(text.starts_with("FIRST  LAST  EVENTS  TEXT"), "{text}");
         assert!(text.contains("1-2.penstock-events.gz"), "{text}");
-        let second_run = run(&store, &args(&folder, &[]), now).await.unwrap();
+        let second_run = run(&store, &request(&args(&folder, &[])), now)
+            .await
+            .unwrap();
         assert_eq!(
             render(&second_run),
             "nothing more to archive: everything up to position 2 is archived\n"
@@ -245,7 +273,7 @@ mod tests {
         let store = store(&folder, &[1, 2, 3]).await;
         run(
             &store,
-            &args(&folder, &["--before", "3"]),
+            &request(&args(&folder, &["--before", "3"])),
             Timestamp::from_secs(9),
         )
         .await

@@ -10,7 +10,7 @@ use runtime::relay::RELAY;
 use serde::Serialize;
 use store::{LogHash, LogHasher, RawRecord, Store};
 
-use super::comparison::{ComparedLog, Comparison, Difference, UnmatchedEvents};
+use super::comparison::{ComparedLog, Difference, LogComparison, UnmatchedEvents};
 use super::kafka::KafkaLog;
 use super::{
     CompareArgs, Extent, HashArgs, Progress, describe_hash, failed, is_kafka_url, open, store_url,
@@ -238,7 +238,7 @@ async fn compare_logs(
     a: ComparableLog,
     b: ComparableLog,
     range: CompareRange,
-) -> Result<Comparison, CliError> {
+) -> Result<LogComparison, CliError> {
     let with_kafka = a.extent().is_some() || b.extent().is_some();
     let up_to = match range {
         CompareRange::UpTo(up_to) => up_to,
@@ -368,7 +368,7 @@ impl LogComparer {
         scan.only.get_or_insert_default().count(pair.at);
     }
 
-    async fn finish(self, gap: Option<Position>) -> Comparison {
+    async fn finish(self, gap: Option<Position>) -> LogComparison {
         let gap = gap.map(|at| (at, Difference::Hole));
         let first_difference = self.first_difference.or(gap);
         let [a, b] = self.scans;
@@ -378,7 +378,7 @@ impl LogComparer {
             .then(|| only("a", &a).or_else(|| only("b", &b)))
             .flatten();
         let first_difference = first_difference.or(one_is_empty);
-        Comparison {
+        LogComparison {
             equal: first_difference.is_none(),
             same_up_to: self.same_up_to,
             a: a.finish().await,
@@ -444,7 +444,7 @@ mod tests {
         folder: &tempfile::TempDir,
         names: [&str; 2],
         range: CompareRange,
-    ) -> Comparison {
+    ) -> LogComparison {
         let open = async |name: &str| {
             let url = folder.path().join(name).display().to_string();
             ComparableLog::open(&url).await.unwrap()

@@ -10,7 +10,7 @@ use super::{Extent, describe_hash, is_kafka_url, without_options};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Comparison {
+pub struct LogComparison {
     pub equal: bool,
     /// The last position before the first difference.
     pub same_up_to: Position,
@@ -115,7 +115,7 @@ struct NamedLog<'a> {
     compared: &'a ComparedLog,
 }
 
-impl Comparison {
+impl LogComparison {
     pub fn text(&self, [a, b]: [&str; 2]) -> String {
         let a = NamedLog {
             name: "a",
@@ -264,7 +264,7 @@ mod tests {
     }
 
     fn ends_at_100(store: ComparedLog, differs_at: Option<u64>) -> String {
-        let comparison = Comparison {
+        let comparison = LogComparison {
             equal: differs_at.is_none(),
             same_up_to: Position(100),
             a: store,

@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use runtime::lease::{RENEW_EVERY, TTL};
+use runtime::lease;
 use store::{Fence, Store};
-use tokio::time::{Instant, sleep};
 
 use super::failed;
 use super::slow_notice::notice_if_slow;
 use cli::error::CliError;
 
-/// How long to wait for the lease; a crashed holder keeps it for [`TTL`].
+/// How long to wait for the lease; a crashed holder keeps it for [`lease::TTL`].
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A lease to acquire, and the error messages for when another process holds it.
@@ -32,57 +31,24 @@ pub struct LeaseRequest {
 )]
 pub async fn run_under_lease<T, F>(
     store: &Store,
-    lease: &LeaseRequest,
+    request: &LeaseRequest,
     work: impl FnOnce(Fence) -> F,
 ) -> Result<T, CliError>
 where
     F: Future<Output = Result<T, CliError>>,
 {
-    let holder = format!("store {} {}", lease.name, uuid::Uuid::new_v4());
+    let holder = format!("store {} {}", request.name, uuid::Uuid::new_v4());
     let notice = || {
         format!(
             "waiting for the lease `{}`, which another process holds or has held: gives up after {} s",
-            lease.name,
+            request.name,
             ACQUIRE_TIMEOUT.as_secs()
         )
     };
-    let fence = notice_if_slow(acquire(store, lease, &holder), notice).await?;
-    let outcome = tokio::select! {
-        outcome = work(fence.clone()) => outcome,
-        lost = renew_until_lost(store, lease, &fence, &holder) => Err(lost),
-    };
-    let released = store.release_lease(&fence).await.map_err(failed);
-    let outcome = outcome?;
-    released.map(|()| outcome)
-}
-
-async fn acquire(store: &Store, lease: &LeaseRequest, holder: &str) -> Result<Fence, CliError> {
-    let deadline = Instant::now() + ACQUIRE_TIMEOUT;
-    loop {
-        let acquired = store.acquire_lease(lease.name, holder, TTL).await;
-        if let Some(fence) = acquired.map_err(failed)? {
-            return Ok(fence);
-        }
-        if Instant::now() >= deadline {
-            return Err(CliError::Failed(lease.busy_message.clone()));
-        }
-        sleep(RENEW_EVERY).await;
-    }
-}
-
-/// Renews the lease; returns when it is lost.
-async fn renew_until_lost(
-    store: &Store,
-    lease: &LeaseRequest,
-    fence: &Fence,
-    holder: &str,
-) -> CliError {
-    loop {
-        sleep(RENEW_EVERY).await;
-        match store.renew_lease(fence, holder, TTL).await {
-            Ok(true) => {}
-            Ok(false) => return CliError::Failed(lease.lost_message.clone()),
-            Err(error) => return failed(error),
-        }
-    }
+    let acquiring = lease::acquire(store, request.name, &holder, ACQUIRE_TIMEOUT);
+    let acquired = notice_if_slow(acquiring, notice).await.map_err(failed)?;
+    let fence = acquired.ok_or_else(|| CliError::Failed(request.busy_message.clone()))?;
+    let done = lease::keep(store, &fence, &holder, work(fence.clone())).await;
+    let lost = || CliError::Failed(request.lost_message.clone());
+    done.map_err(failed)?.ok_or_else(lost)?
 }

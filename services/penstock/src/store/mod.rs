@@ -1,5 +1,6 @@
 //! `store`: maintains the store itself, without a server: migrates it, backs it up, rebuilds it (also from
-//! Kafka), compares two stores, and moves old events of the log into archives.
+//! Kafka), compares two stores, and moves old events of the log into archives. The last is done by the
+//! server if one holds the store.
 //!
 //! Invariant: nothing is created, moved or migrated implicitly; a store that does not exist is an error.
 
@@ -26,7 +27,7 @@ use meter::HistoryLocation;
 use serde::Serialize;
 use store::{LogHash, Store};
 
-use cli::client::config::default_data_dir;
+use cli::client::config::{ConnectArgs, default_data_dir};
 use cli::error::{BoxedError, CliError};
 use cli::output::{print, print_notice};
 
@@ -45,7 +46,7 @@ use cli::output::{print, print_notice};
   penstock store compare sqlite:a.db sqlite:b.db
   penstock store compare penstock-backup.db kafka://localhost:9092/penstock
 
-A store in a file must not be in use: stop the server first.")]
+Except for archive, a store in a file must not be in use: stop the server first.")]
 pub struct StoreArgs {
     #[command(subcommand)]
     command: StoreCommand,
@@ -92,14 +93,17 @@ impl StoreSelector {
     /// Where `serve` with the same arguments keeps the chart history; in a file next to the store if there
     /// is one, as with the data folder of another installation.
     fn history(&self) -> HistoryLocation {
-        let url = self.url();
-        let beside = url
-            .strip_prefix("sqlite:")
-            .map(|path| Path::new(path).with_file_name("history.db"));
-        match beside.filter(|file| file.exists()) {
+        match self.beside_file("history.db").filter(|file| file.exists()) {
             Some(file) => HistoryLocation::File(file),
-            None => HistoryLocation::for_store(&url, &self.data),
+            None => HistoryLocation::for_store(&self.url(), &self.data),
         }
+    }
+
+    /// The path of a file next to the store, if that is in a file.
+    fn beside_file(&self, name: &str) -> Option<PathBuf> {
+        let url = self.url();
+        let path = url.strip_prefix("sqlite:")?;
+        Some(Path::new(path).with_file_name(name))
     }
 
     fn url(&self) -> String {
@@ -134,14 +138,14 @@ struct MigrateArgs {
   penstock store archive --before 120000
   penstock store archive --store postgres://penstock@localhost/penstock --archive /srv/penstock/archive
 
-Events are sealed up to the lowest position that a service would resume from; what prevents sealing more
+A store in a file that a running server holds is archived by that server, found through client.json next
+to the file (else as by all commands), with an administrator's token. Events are sealed up to the lowest position that a service would resume from; what prevents sealing more
 is reported. Reports, replay, verify, export and backups read archives like the store. Archives must stay
 in place, reachable by every process with the store: a missing file is an error that names it. A SQLite
 file keeps its size and reuses the free space; a backup of it is small.
 
-Once events are sealed, releases without support for archives refuse the store (its format is 3). With
-PostgreSQL this command may run next to a server; a server can also do it daily by itself:
-`penstock serve --archive-after 30d`.
+Once events are sealed, releases without support for archives refuse the store (its format is 3). A
+server can also do it daily by itself: `penstock serve --archive-after 30d`.
 
 Exit codes:
   0  done, or nothing to do
@@ -323,7 +327,7 @@ impl Format {
     }
 }
 
-pub fn store(args: &StoreArgs) -> Result<(), CliError> {
+pub fn store(connect: &ConnectArgs, args: &StoreArgs) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -335,7 +339,7 @@ pub fn store(args: &StoreArgs) -> Result<(), CliError> {
             StoreCommand::Migrate(args) => migrate(args).await,
             StoreCommand::Verify(args) => Box::pin(verify::verify(args)).await,
             StoreCommand::Backup(args) => Box::pin(backup(args)).await,
-            StoreCommand::Archive(args) => Box::pin(archive::archive(args)).await,
+            StoreCommand::Archive(args) => Box::pin(archive::archive(args, connect)).await,
             StoreCommand::Archives(args) => archive::archives(args).await,
             StoreCommand::Rebuild(args) => Box::pin(rebuild::rebuild(args)).await,
             StoreCommand::Republish(args) => Box::pin(republish::republish(args)).await,

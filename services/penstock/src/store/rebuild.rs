@@ -51,7 +51,7 @@ impl UndecodableEvents {
             events: 0,
             first: event.position,
             detail: match error {
-                StoreError::Unreadable { detail, .. } => detail,
+                StoreError::Unreadable { detail, .. } => detail.to_string(),
                 error => error.to_string(),
             },
         });

@@ -119,10 +119,9 @@ impl SqliteFile {
             })?;
         match file.try_lock() {
             Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(StoreError::refused(format!(
-                "{} is in use by another process: stop it first, or use another data folder",
-                self.path.display()
-            ))),
+            Err(TryLockError::WouldBlock) => {
+                Err(StoreError::InUse(self.path.display().to_string()))
+            }
             Err(TryLockError::Error(error)) => Err(StoreError::refused(format!(
                 "{} cannot be locked: {error}",
                 path.display()

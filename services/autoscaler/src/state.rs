@@ -343,7 +343,7 @@ impl DeploymentEvaluation {
         let evaluation = evaluate(policy, &tick, now);
         self.selection = evaluation.selection;
         let repeats = &mut self.repeats;
-        if !repeats.should_record(inputs.last, policy, &evaluation, now) {
+        if !repeats.should_record(inputs.last, policy, &tick, &evaluation, now) {
             carry(&mut self.carried, policy, &evaluation, now);
             return None;
         }

@@ -1,8 +1,8 @@
 //! Asks for what was measured before this process measured itself, to refill the windows of rules after a
 //! start, a takeover or a change of a policy.
 //!
-//! Invariants: reading never delays the loop, and a source that fails changes nothing: its windows are then
-//! as long as this process has measured.
+//! Invariants: reading never delays the loop, and a source that fails changes nothing until it is read again:
+//! its windows are meanwhile as long as this process has measured.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,7 +48,7 @@ pub trait PastSource: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// It cannot be read; what is asked for is not asked again.
+    /// It cannot be read; it is asked again after a while.
     async fn past(&self, request: &PastRequest) -> Result<Past, PastError>;
 }
 
@@ -102,7 +102,7 @@ async fn read(
                 && !was_failing
             {
                 let deployment = &request.deployment;
-                tracing::warn!(endpoint = %request.endpoint, %deployment, %error, "failed to read earlier measurements: nothing scales in until windows are measured again");
+                tracing::warn!(endpoint = %request.endpoint, %deployment, %error, "failed to read earlier measurements, retrying: nothing scales in until they are read or windows are measured again");
             }
             let past = past.ok();
             // The loop may have ended.

@@ -474,7 +474,7 @@ impl DeploymentEvaluation {
 fn starts_at_default(deployment: &Deployment, fold: &EndpointFold) -> bool {
     deployment.autoscale.as_ref().is_some_and(|autoscale| {
         autoscale.created_at.since(deployment.created_at) < TOGETHER
-            || fold.instances.ready_revision(deployment.uid).is_none()
+            || !fold.instances.was_any_ready(deployment.uid)
     })
 }
 

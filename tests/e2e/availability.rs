@@ -167,6 +167,24 @@ async fn a_crash_loop_beside_a_healthy_sibling_backs_off() {
     );
     let sibling = penstock.instances("iris", "blue", "ready").await;
     assert_eq!(sibling.len(), 1, "{sibling:#?}");
+    let warned = || -> Vec<u64> {
+        let log = penstock.log();
+        let lines = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let of_failures = lines.filter(|line| {
+            let message = line["fields"]["message"].as_str().unwrap_or_default();
+            line["level"] == "WARN" && message.starts_with("instances fail;")
+        });
+        of_failures
+            .filter_map(|line| line["fields"]["failures"].as_u64())
+            .collect()
+    };
+    eventually("the last failure to be logged", || async {
+        warned().contains(&4).then_some(())
+    })
+    .await;
+    assert_eq!(warned(), [1, 2, 4]);
 
     let requested = events(&penstock, &["instance.requested"]).await;
     for (number, failed) in failed.iter().take(FAILURES - 1).enumerate() {

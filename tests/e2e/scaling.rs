@@ -207,7 +207,8 @@ async fn documents_of_one_apply_begin_with_the_default_count_in_any_order() {
     let errors = String::from_utf8_lossy(&applied.stderr);
     assert!(applied.status.success(), "{errors}");
     assert!(errors.contains("no rule scales in"), "a warning: {errors}");
-    penstock.until_ready_instances("iris", "blue", 2).await;
+    let ready = penstock.instances("iris", "blue", "ready").await;
+    assert_eq!(ready.len(), 2, "{errors}");
     let newest = newest_decision(&penstock).await;
     assert_eq!(newest["granted"], 2, "{newest:#}");
 

@@ -108,3 +108,27 @@ fn the_end_of_a_pin_and_changed_bounds_are_causes() {
     assert_eq!(changed.granted, 6);
     assert_eq!(changed.cause.as_ref().unwrap().kind, CauseKind::Bounds);
 }
+
+#[test]
+fn an_autoscaler_that_has_just_started_has_the_answers_in_frames_that_the_bus_has_kept() {
+    let mut world = World::new(7, start());
+    let with_minimum = |min: u32| {
+        let mut spec = policy("iris", min, 9);
+        let rules = spec.profiles[0].rules.as_mut().unwrap();
+        rules[0].metric.window = Span::from_secs(30);
+        spec
+    };
+    world.deploy("iris", 1, Some(with_minimum(1)));
+    world.load.insert((key("iris"), name("blue")), 20);
+    seconds(&mut world, 90);
+    // Of two replicas, each time a random one.
+    (0..8).for_each(|_| world.autoscaler.restart(&mut world.log, &mut world.rng));
+    seconds(&mut world, 2);
+    // Makes it decide.
+    world.set_autoscale("iris", 2, with_minimum(5));
+    seconds(&mut world, 2);
+    let decision = newest(&world);
+    assert_eq!(decision.granted, 5);
+    let signal = decision.inputs.signals["requests_per_second/30s/average"];
+    assert_eq!(signal.answered, Some(30 * 20));
+}

@@ -262,6 +262,17 @@ impl<R: Reconciler> Replica<R> {
         }
     }
 
+    /// Handles a frame that arrives; it comes again if those of an acquired bucket are still to come.
+    fn receive(&mut self, frame: &Frame, clock: Timestamp) {
+        if !self.awaits_frames() {
+            self.observe(frame, clock);
+        }
+    }
+
+    fn awaits_frames(&self) -> bool {
+        self.wants_frames && R::FRAMES_AGAIN > Span::ZERO
+    }
+
     fn observe(&mut self, frame: &Frame, clock: Timestamp) {
         let is_observed = R::OBSERVES_ALL_BUCKETS || self.reader.core.has(frame.bucket);
         if is_observed && self.evaluator.reconciler.observe(frame, clock) {
@@ -424,7 +435,8 @@ impl<R: Reconciler> Service<R> {
             // Late commits of the last turn.
             self.refused += replica.commit(log, clock);
             replica.reacquire_due(log, clock);
-            if std::mem::take(&mut replica.wants_frames) && R::FRAMES_AGAIN > Span::ZERO {
+            if replica.awaits_frames() {
+                replica.wants_frames = false;
                 for (_, frame) in frames {
                     replica.observe(frame, clock);
                 }
@@ -446,7 +458,7 @@ impl<R: Reconciler> Service<R> {
 
     pub fn observe(&mut self, frame: &Frame, clock: Timestamp) {
         for replica in &mut self.replicas {
-            replica.observe(frame, clock);
+            replica.receive(frame, clock);
         }
     }
 

@@ -341,7 +341,7 @@ impl Endpoint {
             selection: state.selection,
         };
         let evaluation = evaluate(policy, &tick, now);
-        let should_record = should_explain(state.last.as_ref(), policy, &evaluation);
+        let should_record = should_explain(state.last.as_ref(), policy, &tick, &evaluation);
         let of = DeploymentRef {
             endpoint: self.name.clone(),
             deployment: deployment_name.clone(),

@@ -369,12 +369,19 @@ async fn wait_for(
 ) -> Result<bool, CliError> {
     let path = document.path();
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    let mut is_decided = false;
     loop {
+        // First, so that the state is not older than the decision.
+        is_decided = is_decided || !awaits_first_decision(client, document).await?;
         let body = client.get(&path, &[]).await?.json()?;
         let state = text(&body, "/status/provisioningState");
         let reason = text(&body, "/status/reason");
+        let pending = match is_decided {
+            true => available(&body),
+            false => ", its Autoscale has not decided yet".into(),
+        };
         match state.as_str() {
-            "Succeeded" if is_available(&body) => {
+            "Succeeded" if is_decided && is_available(&body) => {
                 progress.done(&format!("{} Succeeded{}", document.title(), ready(&body)));
                 return Ok(true);
             }
@@ -382,19 +389,33 @@ async fn wait_for(
                 progress.done(&format!("{} Failed: {reason}", document.title()));
                 return Ok(false);
             }
-            _ => progress.show(&format!("{} {state}{}", document.title(), available(&body))),
+            _ => progress.show(&format!("{} {state}{pending}", document.title())),
         }
         if tokio::time::Instant::now() >= deadline {
             progress.end();
             return Err(CliError::Failed(format!(
-                "{} is still {state} after {timeout}{}; look at `penstock describe {}` and `penstock logs`, or wait longer with --timeout",
+                "{} is still {state} after {timeout}{pending}; look at `penstock describe {}` and `penstock logs`, or wait longer with --timeout",
                 document.title(),
-                available(&body),
                 document.title()
             )));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
+}
+
+/// Whether an Autoscale applies to a deployment and has not decided yet, so that the count is not its own.
+async fn awaits_first_decision(client: &Client, document: &Document) -> Result<bool, CliError> {
+    let Resource::Deployment(deployment) = &document.resource else {
+        return Ok(false);
+    };
+    let metadata = &deployment.metadata;
+    let (endpoint, name) = (metadata.endpoint.as_str(), metadata.name.as_str());
+    let Some(autoscale) = client.find(&["v1", "autoscale", endpoint, name]).await? else {
+        return Ok(false);
+    };
+    // A decision without a profile was made before the Autoscale applied.
+    let profile = text(&autoscale.json()?, "/status/lastDecision/profile");
+    Ok(profile.is_empty())
 }
 
 /// Whether nothing is left to wait for. Endpoints, and servers of earlier releases, show no condition.

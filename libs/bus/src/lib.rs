@@ -65,10 +65,10 @@ pub trait Bus: Send + Sync + 'static {
     /// Subscribes to the frames of all buckets from now on.
     fn subscribe_frames(&self) -> mpsc::Receiver<Arc<Frame>>;
 
-    /// Subscribes to the frames of all buckets since `since`, if the bus retains frames; otherwise
-    /// from now on.
-    fn subscribe_frames_since(&self, _since: Timestamp) -> mpsc::Receiver<Arc<Frame>> {
-        self.subscribe_frames()
+    /// Subscribes to the frames of all buckets since `since`; `None` if the bus retains no frames, so
+    /// that only a subscription that exists already has earlier ones.
+    fn subscribe_frames_since(&self, _since: Timestamp) -> Option<mpsc::Receiver<Arc<Frame>>> {
+        None
     }
 
     /// Returns the heads of frames of any bucket that arrived since the last call and could not be

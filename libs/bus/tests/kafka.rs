@@ -229,7 +229,7 @@ async fn frames_since_a_time_are_replayed_for_every_bucket_before_later_ones() {
     publish_frames(&bus, &mut live, &expected_frames).await;
 
     let successor = open(kafka, &prefix).await;
-    let mut again = successor.subscribe_frames_since(since);
+    let mut again = successor.subscribe_frames_since(since).unwrap();
     let mut received = Vec::new();
     while received.len() < expected_frames.len() {
         received.push(next(&mut again).await);
@@ -283,7 +283,7 @@ async fn frames_of_an_older_release_are_read_and_those_of_a_newer_one_are_report
     assert_eq!(unreadable(&bus), [(Bucket(5), 2)]);
     assert_eq!(unreadable(&bus), [], "each is reported once");
     // The same holds for a replay.
-    let mut again = bus.subscribe_frames_since(since);
+    let mut again = bus.subscribe_frames_since(since).unwrap();
     while next(&mut again).await.sequence != 3 {}
     assert_eq!(unreadable(&bus), [(Bucket(5), 2)]);
     bus.close().await;
@@ -302,7 +302,7 @@ async fn replayed_frames_wait_for_a_slow_subscriber() {
         let frames: Vec<_> = (from..to).map(|s| frame_in((s % 64) as u16, s)).collect();
         publish_frames(&bus, &mut live, &frames).await;
     }
-    let mut again = bus.subscribe_frames_since(since);
+    let mut again = bus.subscribe_frames_since(since).unwrap();
     wait_for("its queue is full", || {
         again.len() == bus::SUBSCRIBER_QUEUE_MAX
     })

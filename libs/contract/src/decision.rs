@@ -289,7 +289,7 @@ pub struct FailedStarts {
     pub in_a_row: u32,
     /// Why the last one failed, for people.
     pub reason: String,
-    /// Whether no instance of this revision has ever been ready. No rule changes the count then.
+    /// Whether no instance of this spec has ever been ready, in any revision. No rule changes the count then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub never_ready: bool,
 }

@@ -166,7 +166,7 @@ impl Deployment {
             selection: self.selection,
         };
         let evaluation = evaluate(Some(&self.policy), &inputs, now);
-        let written = should_explain(self.last.as_ref(), Some(&self.policy), &evaluation);
+        let written = should_explain(self.last.as_ref(), Some(&self.policy), &inputs, &evaluation);
         if written {
             self.last = Some(explain(of, uid, Some(&self.policy), &inputs, now));
         }

@@ -103,11 +103,10 @@ pub fn present_failures<'a>(
 /// Starts of the present revision that failed, if the last one did, as an input of decisions.
 pub fn failed_starts(deployment: &Deployment, instances: &Instances) -> Option<FailedStarts> {
     let history = present_failures(deployment, instances)?;
-    let ready = instances.ready_revision(deployment.uid);
     Some(FailedStarts {
         in_a_row: history.failures,
         reason: history.last_reason.clone(),
-        never_ready: ready.is_none_or(|ready| ready < history.revision),
+        never_ready: !instances.was_ready(deployment),
     })
 }
 

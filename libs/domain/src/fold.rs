@@ -14,7 +14,7 @@ use crate::instances::plan::Granted;
 
 /// Version of this state. Raise it with any change to what is folded from recorded events or to its
 /// serialized form; consumers that snapshot the state derive their versions from it.
-pub const FOLD_VERSION: u32 = 2;
+pub const FOLD_VERSION: u32 = 3;
 
 /// The state behind one endpoint name, as needed by the services that act on it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -48,7 +48,7 @@ impl EndpointFold {
             let exists = |uid: &Uid| endpoint.is_some_and(|endpoint| endpoint.has(*uid));
             self.granted.retain(|uid, _| exists(uid));
             self.instances.starts.retain(|uid, _| exists(uid));
-            self.instances.ready_revisions.retain(|uid, _| exists(uid));
+            self.instances.ready_specs.retain(|uid, _| exists(uid));
             // Nothing more will be reported of instances that were lost with their node: drop them
             // here. If the node comes back, they end unrecorded.
             self.instances.instances.retain(|_, instance| {

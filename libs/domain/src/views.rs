@@ -48,7 +48,7 @@ type DeferredRows = BTreeMap<EndpointKey, BTreeMap<Name, Timestamp>>;
 
 /// Version of [`EndpointModel`]. Raise it with any change to what it makes of recorded events or to
 /// its serialized form; consumers that snapshot it derive their versions from it.
-pub const MODEL_VERSION: u32 = 2;
+pub const MODEL_VERSION: u32 = 3;
 
 /// The state behind one endpoint name, across all its incarnations.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -15,6 +15,8 @@ use contract::log::{Actor, Record, StreamKind, StreamName};
 use contract::resources::{DeploymentSpec, ProvisioningState};
 use contract::time::{Span, Timestamp};
 use contract::views::{AvailableCondition, AvailableReason, ConditionStatus, DeploymentView};
+use domain::available;
+use domain::fold::EndpointFold;
 use domain::views::EndpointModel;
 use serde_json::json;
 use uuid::Uuid;
@@ -36,6 +38,8 @@ fn spec() -> DeploymentSpec {
 /// The model of an endpoint `iris` with a deployment `blue`.
 struct World {
     model: EndpointModel,
+    fold: EndpointFold,
+    spec: DeploymentSpec,
     position: u64,
     revision: u64,
     now: Timestamp,
@@ -45,6 +49,8 @@ impl World {
     fn new() -> Self {
         let mut world = Self {
             model: EndpointModel::default(),
+            fold: EndpointFold::default(),
+            spec: spec(),
             position: 0,
             revision: 1,
             now: Timestamp::from_secs(1_000_000),
@@ -97,6 +103,7 @@ impl World {
             event,
         };
         self.model.apply(&key(), &record);
+        self.fold.apply(&record);
     }
 
     fn grant(&mut self, instances: u32) {
@@ -120,7 +127,7 @@ impl World {
             node: "n".into(),
             decision: None,
             reason: RequestReason::ScaleOut,
-            spec: spec(),
+            spec: self.spec.clone(),
         };
         let event = Event::InstanceRequested(Box::new(requested));
         self.append(StreamKind::Instances, event);
@@ -157,17 +164,24 @@ impl World {
         self.append(StreamKind::Endpoint, Event::DeploymentStateChanged(changed));
     }
 
-    fn change(&mut self) {
+    fn change(&mut self, instance_type: &str) {
         self.revision += 1;
-        let mut spec = spec();
-        spec.instance_type = format!("r{}", self.revision);
+        self.spec.instance_type = instance_type.into();
         let updated = DeploymentUpdated {
             deployment: name("blue"),
             revision: self.revision,
             labels: Default::default(),
-            spec,
+            spec: self.spec.clone(),
         };
         self.append(StreamKind::Endpoint, Event::DeploymentUpdated(updated));
+    }
+
+    /// Whether rules hold because the present spec was never ready.
+    fn never_ready(&self) -> bool {
+        let endpoint = self.fold.endpoint.as_ref().unwrap();
+        let deployment = &endpoint.deployments[&name("blue")];
+        let failed = available::failed_starts(deployment, &self.fold.instances);
+        failed.unwrap().never_ready
     }
 
     fn view(&self) -> DeploymentView {
@@ -320,7 +334,7 @@ fn failures_of_an_older_revision_say_nothing_about_the_present_one() {
     world.grant(1);
     world.request("a");
     world.fail("a", "exited with 1");
-    world.change();
+    world.change("large");
     assert_eq!(world.available().reason, AvailableReason::Starting);
 }
 
@@ -334,4 +348,35 @@ fn a_deployment_that_is_being_deleted_has_no_condition() {
     let event = Event::DeploymentDeletionRequested(deleted);
     world.append(StreamKind::Endpoint, event);
     assert_eq!(world.view().status.available, None);
+}
+
+#[test]
+fn a_spec_that_was_ready_before_others_replaced_it_was_ready_when_its_next_start_fails() {
+    let mut world = World::new();
+    world.grant(1);
+    world.request("a");
+    world.ready("a");
+    world.change("large");
+    world.request("b");
+    world.fail("b", "exited with 1");
+    assert!(world.never_ready(), "of the new spec");
+    world.request("c");
+    world.ready("c");
+    world.change("small");
+    world.request("d");
+    world.fail("d", "exited with 1");
+    assert!(!world.never_ready());
+}
+
+#[test]
+fn a_change_that_replaces_no_instance_keeps_what_was_ready() {
+    let mut world = World::new();
+    world.grant(1);
+    world.request("a");
+    world.ready("a");
+    world.spec.startup_timeout = Some(Span::from_secs(5));
+    world.change("small");
+    world.request("b");
+    world.fail("b", "exited with 1");
+    assert!(!world.never_ready());
 }

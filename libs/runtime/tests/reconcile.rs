@@ -207,7 +207,7 @@ fn frame(bucket: Bucket, seconds_ago: u64) -> Arc<Frame> {
 }
 
 #[tokio::test]
-async fn the_last_frames_of_an_acquired_bucket_are_read_again() {
+async fn the_last_frames_of_an_acquired_bucket_are_read_again_before_those_that_arrive_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let mut replica = replica(&store);

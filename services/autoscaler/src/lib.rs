@@ -99,7 +99,10 @@ impl Autoscaler {
             let bucket = request.endpoint.bucket();
             let evaluations = self.evaluations.get_mut(&request.endpoint);
             // Of an earlier ownership, or deleted meanwhile.
-            if !evaluations.is_some_and(|evaluations| evaluations.refilled(request.uid)) {
+            let is_read = past.is_some();
+            if !evaluations
+                .is_some_and(|evaluations| evaluations.refilled(request.uid, is_read, now))
+            {
                 continue;
             }
             if let (Some(measures), Some(past)) = (self.measures.get_mut(&bucket), past) {

@@ -1,8 +1,8 @@
 //! Asks for what was measured before this process measured itself, to refill the windows of rules after a
 //! start, a takeover or a change of a policy.
 //!
-//! Invariants: reading never delays the loop, and a source that fails changes nothing: its windows are then
-//! as long as this process has measured.
+//! Invariants: reading never delays the loop, and a source that fails changes nothing until it is read again:
+//! its windows are meanwhile as long as this process has measured.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,7 +48,7 @@ pub trait PastSource: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// It cannot be read; what is asked for is not asked again.
+    /// It cannot be read; it is asked again after a while.
     async fn past(&self, request: &PastRequest) -> Result<Past, PastError>;
 }
 
@@ -104,8 +104,8 @@ async fn read(
                 let deployment = &request.deployment;
                 tracing::warn!(
                     endpoint = %request.endpoint, %deployment, %error,
-                    scale_in = "waits until windows are measured again",
-                    "failed to read earlier measurements"
+                    scale_in = "waits until they are read or windows are measured again",
+                    "failed to read earlier measurements, retrying"
                 );
             }
             let past = past.ok();

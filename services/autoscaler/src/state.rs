@@ -47,6 +47,11 @@ pub(crate) struct Shared<'a> {
 /// begun to be measured may scale out on a single second.
 const REFILL_WAIT: Span = Span::from_secs(2);
 
+/// When earlier measurements that could not be read are asked for again; each further failure doubles it, up
+/// to the maximum. Evaluation does not wait for them then.
+const REFILL_RETRY: Span = Span::from_secs(5);
+const REFILL_RETRY_MAX: Span = Span::from_secs(60);
+
 /// The part of an endpoint's state in the log that evaluations depend on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -137,10 +142,30 @@ struct DeploymentEvaluation {
 enum RefillState {
     /// They lack nothing that can be read.
     Done,
-    /// They lack what was measured from this time on.
-    Wanted(Timestamp),
+    /// What they lack is to be asked for at this time, after so many failures to read it.
+    Wanted { at: Timestamp, failures: u32 },
     /// It was asked for at this time.
-    Asked(Timestamp),
+    Asked { at: Timestamp, failures: u32 },
+}
+
+impl RefillState {
+    /// What follows once the source has been read, or has failed.
+    fn answered(self, is_read: bool, now: Timestamp) -> Self {
+        match self {
+            Self::Asked { failures, .. } if !is_read => Self::Wanted {
+                at: now + retry_delay(failures),
+                failures: failures.saturating_add(1),
+            },
+            _ => Self::Done,
+        }
+    }
+}
+
+/// The delay before the source is asked again after a failure that followed so many others.
+fn retry_delay(failures: u32) -> Span {
+    let doubled = 2u64.saturating_pow(failures);
+    let millis = REFILL_RETRY.millis().saturating_mul(doubled);
+    Span::from_millis(millis).min(REFILL_RETRY_MAX)
 }
 
 struct CompiledPolicy {
@@ -163,6 +188,11 @@ impl Evaluations {
                     );
                     evaluation_state.selection = None;
                     evaluation_state.written_at = None;
+                    if let RefillState::Wanted { at, .. } | RefillState::Asked { at, .. } =
+                        &mut evaluation_state.refill
+                    {
+                        *at = stepped.clock;
+                    }
                 }
             }
             _ => {}
@@ -187,12 +217,14 @@ impl Evaluations {
         }
     }
 
-    /// Handles that a deployment's earlier measurements have been read; returns whether it waits for them.
-    pub fn refilled(&mut self, uid: Uid) -> bool {
+    /// Handles that a deployment's earlier measurements have been read, or could not be; returns whether it
+    /// has asked for them.
+    pub fn refilled(&mut self, uid: Uid, is_read: bool, now: Timestamp) -> bool {
         let evaluation_state = self.deployments.get_mut(&uid);
         evaluation_state.is_some_and(|evaluation_state| {
-            let refill = std::mem::replace(&mut evaluation_state.refill, RefillState::Done);
-            matches!(refill, RefillState::Asked(_))
+            let refill = evaluation_state.refill;
+            evaluation_state.refill = refill.answered(is_read, now);
+            matches!(refill, RefillState::Asked { .. })
         })
     }
 
@@ -311,7 +343,7 @@ impl DeploymentEvaluation {
     ) -> Option<Decision> {
         let (deployment, now) = (inputs.deployment, inputs.now);
         self.compile(deployment, measures, inputs.zones, now);
-        if self.waits_for_refill(inputs) {
+        if self.waits_for_refill(inputs, measures) {
             return None;
         }
         if self
@@ -343,7 +375,7 @@ impl DeploymentEvaluation {
         let evaluation = evaluate(policy, &tick, now);
         self.selection = evaluation.selection;
         let repeats = &mut self.repeats;
-        if !repeats.should_record(inputs.last, policy, &evaluation, now) {
+        if !repeats.should_record(inputs.last, policy, &tick, &evaluation, now) {
             carry(&mut self.carried, policy, &evaluation, now);
             return None;
         }
@@ -361,24 +393,38 @@ impl DeploymentEvaluation {
     }
 
     /// Asks for earlier measurements that are lacking, and returns whether to wait for them.
-    fn waits_for_refill(&mut self, inputs: &EvaluationInputs<'_>) -> bool {
-        let (now, deployment) = (inputs.now, inputs.deployment);
+    fn waits_for_refill(&mut self, inputs: &EvaluationInputs<'_>, measures: &Measures) -> bool {
+        let now = inputs.now;
         let Some(refills) = inputs.refills else {
             return false;
         };
-        if let RefillState::Wanted(from) = self.refill {
-            let request = PastRequest {
-                endpoint: inputs.key.clone(),
-                deployment: inputs.name.clone(),
-                uid: deployment.uid,
-                created_at: deployment.created_at,
-                from,
-            };
-            if refills.ask(request) {
-                self.refill = RefillState::Asked(now);
+        if let RefillState::Wanted { at, failures } = self.refill
+            && at <= now
+        {
+            match self.lacking(inputs, measures) {
+                None => self.refill = RefillState::Done,
+                Some(request) => {
+                    if refills.ask(request) {
+                        self.refill = RefillState::Asked { at: now, failures };
+                    }
+                }
             }
         }
-        matches!(self.refill, RefillState::Asked(at) if now.since(at) < REFILL_WAIT)
+        matches!(self.refill, RefillState::Asked { at, failures: 0 } if now.since(at) < REFILL_WAIT)
+    }
+
+    /// The earlier measurements that the policy's windows lack, if any.
+    fn lacking(&self, inputs: &EvaluationInputs<'_>, measures: &Measures) -> Option<PastRequest> {
+        let policy = self.compiled.as_ref()?.policy.as_ref()?;
+        let deployment = inputs.deployment;
+        let from = measures.lacks_since(deployment.uid, policy.signals(), inputs.now)?;
+        Some(PastRequest {
+            endpoint: inputs.key.clone(),
+            deployment: inputs.name.clone(),
+            uid: deployment.uid,
+            created_at: deployment.created_at,
+            from,
+        })
     }
 
     fn compile(
@@ -411,8 +457,10 @@ impl DeploymentEvaluation {
             measures.set_created(deployment.uid, deployment.created_at);
             let period = policy.spec().initialization_period;
             measures.set_initialization_period(deployment.uid, period, now);
-            let lacks_since = measures.lacks_since(deployment.uid, policy.signals(), now);
-            self.refill = lacks_since.map_or(RefillState::Done, RefillState::Wanted);
+            self.refill = RefillState::Wanted {
+                at: now,
+                failures: 0,
+            };
         }
         self.compiled = Some(CompiledPolicy {
             revision: autoscale.revision,
@@ -426,7 +474,7 @@ impl DeploymentEvaluation {
 fn starts_at_default(deployment: &Deployment, fold: &EndpointFold) -> bool {
     deployment.autoscale.as_ref().is_some_and(|autoscale| {
         autoscale.created_at.since(deployment.created_at) < TOGETHER
-            || fold.instances.ready_revision(deployment.uid).is_none()
+            || !fold.instances.was_any_ready(deployment.uid)
     })
 }
 

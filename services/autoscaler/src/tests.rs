@@ -49,9 +49,9 @@ fn policy(revision: u64, window_seconds: u64) -> Event {
     Event::AutoscaleSet(set)
 }
 
-/// A history in which this many requests were in flight in every second.
+/// A history in which this many requests were in flight in every second; `None` if it cannot be read.
 struct Recorded {
-    concurrency: Option<u64>,
+    concurrency: Mutex<Option<u64>>,
     requests: Mutex<Vec<PastRequest>>,
 }
 
@@ -59,7 +59,7 @@ struct Recorded {
 impl PastSource for Recorded {
     async fn past(&self, request: &PastRequest) -> Result<Past, PastError> {
         self.requests.lock().unwrap().push(request.clone());
-        let concurrency = self.concurrency.ok_or("the disk is gone")?;
+        let concurrency = self.concurrency.lock().unwrap().ok_or("the disk is gone")?;
         let (from, end) = (request.from.secs(), START + 100);
         let load = Load {
             in_flight_us: concurrency * 1_000_000,
@@ -95,7 +95,7 @@ impl Harness {
     /// An endpoint with a count of 2, and an autoscaler that starts 102 seconds later.
     fn new(concurrency: Option<u64>) -> Self {
         let source = Arc::new(Recorded {
-            concurrency,
+            concurrency: Mutex::new(concurrency),
             requests: Mutex::default(),
         });
         let mut harness = Self {
@@ -152,9 +152,14 @@ impl Harness {
 
     /// Waits for what was asked for.
     async fn until_refilled(&mut self, now: Timestamp) {
-        while self.autoscaler.refill(now).is_empty() {
-            tokio::task::yield_now().await;
-        }
+        let refilled = async {
+            while self.autoscaler.refill(now).is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), refilled)
+            .await
+            .expect("nothing was asked for");
     }
 }
 
@@ -209,14 +214,48 @@ async fn a_longer_window_is_refilled_when_the_policy_changes() {
 }
 
 #[tokio::test]
-async fn a_source_that_fails_delays_decisions_briefly_and_changes_nothing_else() {
+async fn a_source_that_fails_delays_decisions_briefly() {
     let mut harness = Harness::new(None);
     assert_eq!(harness.evaluate(second(102)), []);
     harness.until_refilled(second(102)).await;
     let decision = harness.evaluate(second(102)).remove(0);
     assert_eq!((decision.from, decision.granted), (2, 2));
-    let requests = harness.source.requests.lock().unwrap();
-    assert_eq!(requests.len(), 1);
+}
+
+#[tokio::test]
+async fn a_source_that_fails_is_asked_again_less_and_less_often_while_windows_lack_something() {
+    let mut harness = Harness::new(None);
+    harness.apply(policy(2, 300), second(102));
+    let mut asked_at = Vec::new();
+    for now in 102..450 {
+        harness.evaluate(second(now));
+        // The source answers before its reader waits again.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        harness.autoscaler.refill(second(now));
+        let requests = harness.source.requests.lock().unwrap().len();
+        asked_at.extend((asked_at.len()..requests).map(|_| now));
+    }
+    assert_eq!(asked_at, [102, 107, 117, 137, 177, 237, 297, 357]);
+}
+
+#[tokio::test]
+async fn a_source_that_failed_at_the_start_refills_once_it_can_be_read() {
+    let mut harness = Harness::new(None);
+    harness.evaluate(second(102));
+    harness.until_refilled(second(102)).await;
+    let held = harness.evaluate(second(102)).remove(0);
+    harness.apply(Event::ScalingDecided(Box::new(held)), second(102));
+    *harness.source.concurrency.lock().unwrap() = Some(20);
+    assert_eq!(
+        harness.evaluate(second(107)),
+        [],
+        "asked, and not waited for"
+    );
+    harness.until_refilled(second(107)).await;
+    let decision = harness.evaluate(second(107)).remove(0);
+    assert_eq!((decision.from, decision.granted), (2, 3));
 }
 
 #[tokio::test]

@@ -392,10 +392,11 @@ impl Meter {
     /// Requests frames again to count the former owner's open minutes, as far as the bus still has them.
     /// Duplicates are counted once.
     fn resubscribe_since(&mut self, since: Timestamp) {
-        let frames = self.deps.bus.subscribe_frames_since(since);
-        // Frames left in the old subscription may precede those of the new one.
-        self.drain_frames();
-        self.frames = frames;
+        if let Some(frames) = self.deps.bus.subscribe_frames_since(since) {
+            // Frames left in the old subscription may precede those of the new one.
+            self.drain_frames();
+            self.frames = frames;
+        }
     }
 
     fn receive_frame(&mut self, frame: Arc<Frame>) {

@@ -259,13 +259,13 @@ impl Bus for KafkaBus {
         receiver
     }
 
-    fn subscribe_frames_since(&self, since: Timestamp) -> mpsc::Receiver<Arc<Frame>> {
+    fn subscribe_frames_since(&self, since: Timestamp) -> Option<mpsc::Receiver<Arc<Frame>>> {
         let (sender, receiver) = mpsc::channel(SUBSCRIBER_QUEUE_MAX);
         let shared = self.shared.clone();
         self.spawn("kafka-frames", move || {
             frames::read_since(&shared, since, sender);
         });
-        receiver
+        Some(receiver)
     }
 
     fn take_unreadable_frames(&self) -> Vec<FrameHeader> {

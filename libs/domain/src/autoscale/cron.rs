@@ -21,9 +21,9 @@ struct Field {
 }
 
 const MONTHS: [&str; 12] = [
-    "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
 ];
-const WEEKDAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
+const WEEKDAYS: [&str; 7] = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
 
 const FIELDS: [Field; 5] = [
     Field {
@@ -153,8 +153,7 @@ impl Cron {
     }
 }
 
-/// What other schedulers read differently in a valid expression, and what to write instead. Numbers of
-/// weekdays other than 7 are not reported: all descendants of crontab agree about them.
+/// What other schedulers read differently in a valid expression, and what to write instead.
 pub fn ambiguities(expression: &str) -> Vec<String> {
     let fields: Vec<&str> = expression.split_whitespace().collect();
     let (Some(day), Some(weekday)) = (fields.get(DAY_OF_MONTH), fields.get(WEEKDAY)) else {
@@ -189,7 +188,8 @@ pub fn ambiguities(expression: &str) -> Vec<String> {
     for item in weekday.split(',') {
         let (range, _) = item.split_once('/').unwrap_or((item, ""));
         let ends: Vec<&str> = range.split('-').collect();
-        if ends.contains(&"7") {
+        let has_seven = ends.contains(&"7");
+        if has_seven {
             found.push(format!(
                 "weekday `{item}` has 7 for Sunday, as in crontab; Kubernetes and KEDA refuse 7: write Sun"
             ));
@@ -203,6 +203,16 @@ pub fn ambiguities(expression: &str) -> Vec<String> {
         {
             found.push(format!(
                 "weekday `{item}` goes on over the end of the week here; crontab never fires for it, and Kubernetes and KEDA refuse it: list the days"
+            ));
+        } else if !has_seven
+            && (range == item || range.contains('-'))
+            && ends.iter().any(|end| end.parse::<u32>().is_ok())
+        {
+            let names = numbers.iter().filter_map(|n| WEEKDAYS.get(*n as usize));
+            let names: Vec<&str> = names.copied().collect();
+            let named = item.replacen(range, &names.join("-"), 1);
+            found.push(format!(
+                "weekday `{item}` counts from 0 for Sunday here, as in crontab; others count from 0 for Monday, such as APScheduler, or from 1 for Sunday, such as Quartz: write `{named}`"
             ));
         }
     }
@@ -283,8 +293,8 @@ impl Field {
     }
 
     fn number(&self, text: &str) -> Result<u32, String> {
-        let lower = text.to_ascii_lowercase();
-        if let Some(index) = self.names.iter().position(|name| *name == lower) {
+        let mut names = self.names.iter();
+        if let Some(index) = names.position(|name| name.eq_ignore_ascii_case(text)) {
             return Ok(self.min + index as u32);
         }
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -373,7 +383,10 @@ mod tests {
             ),
             ("*/30 9 * * Mon-Fri", vec![]),
             ("0 9 */2 * *", vec![]),
-            ("0 9 * * 1-5", vec![]),
+            ("0 9 * * 1-5", vec!["write `Mon-Fri`"]),
+            ("0 9 * * 1-5/2", vec!["write `Mon-Fri/2`"]),
+            ("0 9 * * 0,Mon,2", vec!["write `Sun`", "write `Tue`"]),
+            ("0 9 * * mon-5", vec!["write `Mon-Fri`"]),
             ("0 9 1,15 * *", vec![]),
             ("0 9 * * sat,sun", vec![]),
         ] {

@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use contract::decision::{Cause, CauseKind, Decision, DecisionInputs, DecisionOutcome, Signal};
+use contract::decision::{
+    Cause, CauseKind, Decision, DecisionInputs, DecisionOutcome, Pin, Signal,
+};
 use contract::ids::{DeploymentRef, Uid};
 use contract::problem::Finding;
 use contract::resources::AutoscaleSpec;
@@ -165,6 +167,12 @@ pub fn should_write(previous: Option<&Decision>, next: &Decision) -> bool {
             || previous.profile != next.profile
             || previous.decided_by != next.decided_by
             || previous.deployment_uid != next.deployment_uid
+            || has_other_pin(
+                previous,
+                next.outcome,
+                next.inputs.pin,
+                next.inputs.pinned_by.as_deref(),
+            )
     })
 }
 
@@ -173,6 +181,7 @@ pub fn should_write(previous: Option<&Decision>, next: &Decision) -> bool {
 pub fn should_explain(
     previous: Option<&Decision>,
     policy: Option<&Policy>,
+    tick: &TickInputs<'_>,
     evaluation: &Evaluation,
 ) -> bool {
     previous.is_none_or(|previous| {
@@ -182,7 +191,21 @@ pub fn should_explain(
             || previous.profile.as_deref() != policy.and_then(|policy| evaluation.profile(policy))
             || previous.decided_by.as_deref()
                 != policy.and_then(|policy| evaluation.decided_by(policy))
+            || has_other_pin(previous, evaluation.outcome, tick.pin, tick.pinned_by)
     })
+}
+
+/// Whether another pin than the recorded one sets the count: it ends at another time, or another person
+/// set it.
+pub(super) fn has_other_pin(
+    previous: &Decision,
+    outcome: DecisionOutcome,
+    pin: Option<Pin>,
+    pinned_by: Option<&str>,
+) -> bool {
+    let recorded = &previous.inputs;
+    outcome == DecisionOutcome::Pinned
+        && (recorded.pin != pin || recorded.pinned_by.as_deref() != pinned_by)
 }
 
 pub(super) fn evaluate_inputs(

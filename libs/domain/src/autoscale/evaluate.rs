@@ -263,11 +263,13 @@ impl<'a, R: Recorder> Run<'a, R> {
             return self.conclude(pin.instances, pin.instances, pinned, Some(CauseKind::Pin));
         }
         let carried = self.tick.carried;
+        let is_paused = self.policy.mode == AutoscaleMode::Paused;
         let is_first = carried.granted.is_none();
-        if is_first || (self.tick.starts_at_default && carried.profile.is_none()) {
+        let comes_first = self.tick.starts_at_default && carried.profile.is_none();
+        if is_first || (comes_first && !is_paused) {
             return self.first_decision();
         }
-        if self.policy.mode == AutoscaleMode::Paused {
+        if is_paused {
             self.record
                 .stage(|| stage("mode", from, from, "the policy is paused: the count stays"));
             self.suppress_rules("the policy is paused");

@@ -4,8 +4,8 @@
 use contract::decision::{Decision, DecisionOutcome};
 use contract::time::{Span, Timestamp};
 
-use super::decide::should_explain;
-use super::evaluate::Evaluation;
+use super::decide::{has_other_pin, should_explain};
+use super::evaluate::{Evaluation, TickInputs};
 use super::policy::Policy;
 
 /// How often a result is recorded while the count stays, before it is a repetition.
@@ -17,8 +17,8 @@ const FORGET_AFTER: Span = Span::from_secs(600);
 /// Most results that are remembered.
 const RESULTS_MAX: usize = 16;
 
-/// The results of a deployment's evaluations since its count last changed. Changes of the count and of the
-/// profile are always recorded.
+/// The results of a deployment's evaluations since its count last changed. Changes of the count, of the
+/// profile and of the pin are always recorded.
 #[derive(Clone, Debug, Default)]
 pub struct Repeats {
     results: Vec<Recorded>,
@@ -45,6 +45,7 @@ impl Repeats {
         &mut self,
         previous: Option<&Decision>,
         policy: Option<&Policy>,
+        tick: &TickInputs<'_>,
         evaluation: &Evaluation,
         now: Timestamp,
     ) -> bool {
@@ -56,7 +57,9 @@ impl Repeats {
         self.present = Some((shape, since));
         let profile = policy.and_then(|policy| evaluation.profile(policy));
         let is_same_count = |previous: &Decision| {
-            previous.granted == evaluation.granted && previous.profile.as_deref() == profile
+            previous.granted == evaluation.granted
+                && previous.profile.as_deref() == profile
+                && !has_other_pin(previous, evaluation.outcome, tick.pin, tick.pinned_by)
         };
         if !previous.is_some_and(is_same_count) {
             self.results.clear();
@@ -74,7 +77,7 @@ impl Repeats {
             result.last = now;
             result.times >= TIMES_MAX
         });
-        should_explain(previous, policy, evaluation)
+        should_explain(previous, policy, tick, evaluation)
             && (!is_repetition || now.since(since) >= LASTS)
     }
 

@@ -12,9 +12,11 @@ use contract::ids::{Name, Position, Uid};
 use contract::log::Record;
 use contract::resources::{
     AutoscaleSpec, DeploymentSpec, EndpointSpec, Labels, Percentages, ProvisioningState,
+    RequestSettings,
 };
 use contract::time::Timestamp;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// One incarnation of an endpoint. Where it is optional, `None` means that no endpoint has the
 /// name.
@@ -97,18 +99,31 @@ impl Deployment {
     }
 }
 
-/// Whether the new spec requires other instances. Their number, how requests reach them and how long the
+/// Whether the new spec requires other instances.
+fn needs_new_instances(old: &DeploymentSpec, new: &DeploymentSpec) -> bool {
+    instance_part(old) != instance_part(new)
+}
+
+/// The spec as far as it requires other instances. Their number, how requests reach them and how long the
 /// next ones may take to start can change without replacing them; everything else requires new ones, probes
 /// included, since an instance is watched by the probes that it was started with.
-fn needs_new_instances(old: &DeploymentSpec, new: &DeploymentSpec) -> bool {
-    let adjusted = DeploymentSpec {
-        instances: old.instances,
-        request_settings: old.request_settings.clone(),
-        drain_timeout: old.drain_timeout,
-        startup_timeout: old.startup_timeout,
-        ..new.clone()
-    };
-    adjusted != *old
+fn instance_part(spec: &DeploymentSpec) -> DeploymentSpec {
+    DeploymentSpec {
+        instances: 0,
+        request_settings: RequestSettings::default(),
+        drain_timeout: Default::default(),
+        startup_timeout: Default::default(),
+        ..spec.clone()
+    }
+}
+
+/// Identifies the part of a spec that instances are created from: equal for specs that need no other
+/// instances.
+pub(crate) fn instance_digest(spec: &DeploymentSpec) -> u64 {
+    // Specs are read from JSON, and can be written as such.
+    let text = serde_json::to_vec(&instance_part(spec)).unwrap_or_default();
+    let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(Sha256::digest(text));
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// The autoscale settings of a deployment.

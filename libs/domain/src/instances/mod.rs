@@ -16,6 +16,7 @@ use contract::time::{Span, Timestamp};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::endpoint::{Deployment, instance_digest};
 use crate::members::Members;
 
 /// The instances of an endpoint that have not ended, and how recent starts went.
@@ -26,9 +27,9 @@ pub struct Instances {
     pub instances: BTreeMap<InstanceId, Instance>,
     /// By deployment uid.
     pub starts: BTreeMap<Uid, StartHistory>,
-    /// The newest revision of which an instance was ever ready, by deployment uid.
+    /// The last specs of which an instance was ever ready, by deployment uid; the newest last.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub ready_revisions: BTreeMap<Uid, u64>,
+    pub ready_specs: BTreeMap<Uid, Vec<u64>>,
 }
 
 /// One instance, from its request to its end.
@@ -143,6 +144,9 @@ impl StartHistory {
     }
 }
 
+/// How many specs of a deployment are remembered to have been ready.
+const READY_SPECS_MAX: usize = 10;
+
 /// An instance that stays ready for this long resets the count of consecutive failures.
 pub const HEALTHY_AFTER: Span = Span::from_secs(60);
 
@@ -237,8 +241,13 @@ impl Instances {
         let deployment_uid = instance.deployment_uid;
         instance.apply_change(record);
         if matches!(record.event, Event::InstanceReady(_)) {
-            let newest = self.ready_revisions.entry(deployment_uid).or_default();
-            *newest = (*newest).max(instance.revision);
+            let digest = instance_digest(&instance.spec);
+            let ready = self.ready_specs.entry(deployment_uid).or_default();
+            ready.retain(|other| *other != digest);
+            ready.push(digest);
+            if ready.len() > READY_SPECS_MAX {
+                ready.remove(0);
+            }
         }
         let failure = match &record.event {
             Event::InstanceFailed(ended) => Some(&ended.reason),
@@ -279,9 +288,16 @@ impl Instances {
         history.filter(|history| history.revision == revision && history.failures > 0)
     }
 
-    /// The newest revision of a deployment of which an instance was ever ready, if any was.
-    pub fn ready_revision(&self, deployment_uid: Uid) -> Option<u64> {
-        self.ready_revisions.get(&deployment_uid).copied()
+    /// Whether any instance of a deployment was ever ready.
+    pub fn was_any_ready(&self, deployment_uid: Uid) -> bool {
+        self.ready_specs.contains_key(&deployment_uid)
+    }
+
+    /// Whether an instance of a deployment's present spec was ever ready, also before the spec changed and
+    /// changed back.
+    pub fn was_ready(&self, deployment: &Deployment) -> bool {
+        let ready = self.ready_specs.get(&deployment.uid);
+        ready.is_some_and(|ready| ready.contains(&instance_digest(&deployment.spec)))
     }
 
     /// Whether an instance started after the last failure has stayed ready for long enough.
@@ -298,7 +314,7 @@ impl Instances {
         self.instances
             .retain(|_, instance| instance.deployment_uid != deployment_uid);
         self.starts.remove(&deployment_uid);
-        self.ready_revisions.remove(&deployment_uid);
+        self.ready_specs.remove(&deployment_uid);
     }
 }
 

@@ -3,6 +3,7 @@
 use contract::decision::{
     CauseKind, Decision, DecisionOutcome, FailedStarts, Pause, RuleResult, Signal,
 };
+use contract::resources::AutoscaleMode;
 use contract::time::Span;
 use domain::autoscale::{carried_after_restart, explain::text};
 use serde_json::{Value, json};
@@ -403,4 +404,18 @@ fn an_autoscale_that_comes_with_its_deployment_begins_with_its_default() {
         )
     );
     assert_eq!(together.step(1).granted, 6, "then its rules decide");
+}
+
+#[test]
+fn a_paused_autoscale_that_comes_after_its_deployment_keeps_the_count() {
+    let mut paused = harness(1, "day", 60.0);
+    paused.inputs.policy.as_mut().unwrap().mode = AutoscaleMode::Paused;
+    paused.inputs.carried.profile = None;
+    paused.inputs.carried.policy_revision = Some(0);
+    paused.inputs.starts_at_default = true;
+    let first = paused.decide();
+    assert_eq!(
+        (first.granted, first.outcome),
+        (1, DecisionOutcome::HeldByPause)
+    );
 }

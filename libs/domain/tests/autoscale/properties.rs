@@ -337,7 +337,7 @@ proptest! {
             prop_assert_eq!(&with.rules, &explained.rules);
         }
         // And so do the two checks of whether to write.
-        prop_assert_eq!(should_explain(Some(&explained), policy, &evaluation), false);
+        prop_assert_eq!(should_explain(Some(&explained), policy, &tick, &evaluation), false);
         prop_assert!(!should_write(Some(&explained), &decided(&inputs)));
     }
 

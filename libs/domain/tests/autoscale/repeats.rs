@@ -1,7 +1,8 @@
 //! Which decisions are recorded while results alternate.
 
 use contract::decision::{Decision, DecisionOutcome};
-use domain::autoscale::{Repeats, carry, evaluate, explain};
+use contract::time::Span;
+use domain::autoscale::{Repeats, carry, evaluate, explain, should_write};
 use serde_json::json;
 
 use crate::harness::*;
@@ -41,7 +42,8 @@ impl Recorder {
         let tick = self.harness.tick(&signals, &carried);
         let evaluation = evaluate(Some(&policy), &tick, self.harness.now);
         let previous = self.recorded.last();
-        if (self.repeats).should_record(previous, Some(&policy), &evaluation, self.harness.now) {
+        let (repeats, now) = (&mut self.repeats, self.harness.now);
+        if repeats.should_record(previous, Some(&policy), &tick, &evaluation, now) {
             let of = deployment();
             let decision = explain(&of, uid(), Some(&policy), &tick, self.harness.now);
             self.repeats.recorded(&decision);
@@ -103,4 +105,30 @@ fn a_change_of_the_count_is_always_recorded() {
     recorder.second(65.0);
     let last = recorder.recorded.last().unwrap();
     assert_eq!((last.from, last.granted), (6, 7));
+}
+
+#[test]
+fn each_pin_is_recorded_even_to_the_same_count() {
+    let mut recorder = Recorder::new(2);
+    for (hours, by) in [
+        (1, "token:ann"),
+        (5, "token:ann"),
+        (5, "token:bob"),
+        (1, "token:ann"),
+    ] {
+        let until = START + Span::from_secs(hours * 3600);
+        recorder.harness = recorder.harness.clone().pinned(2, Some(until));
+        recorder.harness.inputs.pinned_by = Some(by.into());
+        let before = recorder.recorded.len();
+        recorder.second(20.0);
+        recorder.second(20.0);
+        let recorded = &recorder.recorded[before..];
+        assert_eq!(recorded.len(), 1, "{hours} {by}");
+        assert_eq!(recorded[0].inputs.pin.unwrap().until, Some(until));
+        assert_eq!(recorded[0].inputs.pinned_by.as_deref(), Some(by));
+    }
+    let [.., first, second] = &recorder.recorded[..] else {
+        panic!("{:?}", recorder.recorded);
+    };
+    assert!(should_write(Some(first), second));
 }

@@ -273,12 +273,11 @@ impl<R: Reconciler> Loop<R> {
     fn resubscribe(&mut self) {
         let now = self.deps.clock.now().millis();
         let since = Timestamp::from_millis(now - R::FRAMES_AGAIN.millis() as i64);
-        let frames = self.deps.bus.subscribe_frames_since(since);
-        // Frames left in the old subscription may precede those of the new one.
-        while let Ok(frame) = self.frames.try_recv() {
-            self.observe(&frame);
+        // What is left in the old subscription comes again, in order: used now, it would make what precedes
+        // it late.
+        if let Some(frames) = self.deps.bus.subscribe_frames_since(since) {
+            self.frames = frames;
         }
-        self.frames = frames;
     }
 
     /// If this fails, it is retried when bucket 0 is reacquired.

@@ -85,6 +85,7 @@ pub struct ScriptedBus {
     pub stored: Mutex<Vec<RawRecord>>,
     /// The frames that it has kept.
     pub kept_frames: Mutex<Vec<Arc<Frame>>>,
+    live_frames: Mutex<Vec<mpsc::Sender<Arc<Frame>>>>,
     pub mode: Mutex<PublishMode>,
     pub refused: watch::Sender<u32>,
 }
@@ -95,6 +96,7 @@ impl ScriptedBus {
             subscribers: Mutex::default(),
             stored: Mutex::default(),
             kept_frames: Mutex::default(),
+            live_frames: Mutex::default(),
             published: watch::Sender::new(Vec::new()),
             mode: Mutex::new(PublishMode::Accept),
             refused: watch::Sender::new(0),
@@ -170,17 +172,26 @@ impl Bus for ScriptedBus {
         receiver
     }
     fn publish_frame(&self, _frame: Arc<Frame>) {}
-    fn subscribe_frames_since(&self, since: Timestamp) -> mpsc::Receiver<Arc<Frame>> {
+    fn subscribe_frames_since(&self, since: Timestamp) -> Option<mpsc::Receiver<Arc<Frame>>> {
         let (sender, receiver) = mpsc::channel(100);
-        for frame in self.kept_frames.lock().unwrap().iter() {
+        let kept_frames = self.kept_frames.lock().unwrap();
+        // The newest one arrives at this moment.
+        if let Some(newest) = kept_frames.last() {
+            for subscriber in self.live_frames.lock().unwrap().iter() {
+                subscriber.try_send(newest.clone()).unwrap();
+            }
+        }
+        for frame in kept_frames.iter() {
             if frame.start >= since {
                 sender.try_send(frame.clone()).unwrap();
             }
         }
-        receiver
+        Some(receiver)
     }
     fn subscribe_frames(&self) -> mpsc::Receiver<Arc<Frame>> {
-        mpsc::channel(1).1
+        let (sender, receiver) = mpsc::channel(100);
+        self.live_frames.lock().unwrap().push(sender);
+        receiver
     }
     fn publish_route(&self, _update: Arc<RouteUpdate>) {}
     fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage> {

@@ -64,7 +64,7 @@ impl Fold for NodeFold {
                 for id in &change.removed {
                     if let Some(instance) = state.instances.remove(id) {
                         state.starts.remove(&instance.deployment_uid);
-                        state.ready_revisions.remove(&instance.deployment_uid);
+                        state.ready_specs.remove(&instance.deployment_uid);
                     }
                 }
             }

@@ -88,8 +88,8 @@ impl Bus for MemberBus {
     fn subscribe_frames(&self) -> mpsc::Receiver<Arc<Frame>> {
         self.frames.subscribe(None)
     }
-    fn subscribe_frames_since(&self, since: Timestamp) -> mpsc::Receiver<Arc<Frame>> {
-        self.frames.subscribe(Some(since))
+    fn subscribe_frames_since(&self, since: Timestamp) -> Option<mpsc::Receiver<Arc<Frame>>> {
+        Some(self.frames.subscribe(Some(since)))
     }
     fn take_unreadable_frames(&self) -> Vec<FrameHeader> {
         std::mem::take(&mut self.unreadable.lock().unwrap())

@@ -403,7 +403,8 @@ async fn wait_for(
     }
 }
 
-/// Whether an Autoscale applies to a deployment and has not decided yet, so that the count is not its own.
+/// Whether the decisions of an Autoscale are carried out for a deployment and it has not decided yet, so that the
+/// count is not its own.
 async fn awaits_first_decision(client: &Client, document: &Document) -> Result<bool, CliError> {
     let Resource::Deployment(deployment) = &document.resource else {
         return Ok(false);
@@ -413,9 +414,11 @@ async fn awaits_first_decision(client: &Client, document: &Document) -> Result<b
     let Some(autoscale) = client.find(&["v1", "autoscale", endpoint, name]).await? else {
         return Ok(false);
     };
+    let autoscale = autoscale.json()?;
+    let carries_out = matches!(text(&autoscale, "/spec/mode").as_str(), "" | "live");
     // A decision without a profile was made before the Autoscale applied.
-    let profile = text(&autoscale.json()?, "/status/lastDecision/profile");
-    Ok(profile.is_empty())
+    let profile = text(&autoscale, "/status/lastDecision/profile");
+    Ok(carries_out && profile.is_empty())
 }
 
 /// Whether nothing is left to wait for. Endpoints, and servers of earlier releases, show no condition.

@@ -38,7 +38,8 @@ impl Archiver {
                 tokio::time::sleep(self.run_once().await).await;
             }
         };
-        stop.run_until_cancelled(rounds).await;
+        // Large, with what a seal holds.
+        stop.run_until_cancelled(Box::pin(rounds)).await;
     }
 
     /// Seals what is due; returns how long to wait until the next round.

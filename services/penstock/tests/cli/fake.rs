@@ -262,6 +262,9 @@ impl FakeState {
             "available": {"reason": "Ready"},
             "instances": {"ready": 1, "wanted": 1},
             "scoringUri": format!("{}/endpoints/iris/score", self.url)});
+        if path.starts_with("/v1/autoscale/") {
+            resource["status"]["lastDecision"] = json!({"profile": "default"});
+        }
         // Omitted parts of a split stay unchanged.
         if path.ends_with("/traffic") {
             let endpoint = path.trim_end_matches("/traffic").to_owned();

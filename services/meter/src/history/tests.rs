@@ -160,7 +160,9 @@ async fn assert_all_tables_copied(from: &HistoryLocation, to: &std::path::Path) 
         .await
         .unwrap();
     assert!(!tables.is_empty());
-    for table in tables {
+    // A file lists its migrations under another name.
+    let listed_in = super::postgres::MIGRATIONS_LISTED_IN;
+    for table in tables.into_iter().filter(|table| table != listed_in) {
         let count = || sqlx::AssertSqlSafe(format!("SELECT COUNT(*) FROM {table}"));
         let original: i64 = sqlx::query_scalar(count())
             .fetch_one(&mut database)

@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use contract::ids::{Bucket, Position};
-use contract::log::{Record, RowChange};
+use contract::log::{Record, RowChange, StreamKind};
 use contract::time::Timestamp;
 use servers::Postgres;
 use sqlx::Connection;
 use store::{
-    Append, Commit, CommitError, Committed, IdempotencyKey, Projector, RowQuery, Store, StoreError,
-    verify,
+    Append, Commit, CommitError, Committed, IdempotencyKey, PageQuery, Projector, RowQuery, Store,
+    StoreError, verify,
 };
 use support::database::*;
 use support::postgres::{PostgresDatabase, skipped};
@@ -711,4 +711,44 @@ async fn damage_is_reported_in_the_words_of_postgresql_with_advice_for_it() {
         assert!(problems[0].contains(part), "{part}: {problems:?}");
     }
     assert!(!problems[0].contains("sqlite:"), "{problems:?}");
+}
+
+#[tokio::test]
+async fn a_page_reads_only_its_events_even_without_statistics() {
+    if skipped() {
+        return;
+    }
+    let database = PostgresDatabase::new().await;
+    let store = Store::open(&database.url()).await.unwrap();
+    fill(&store, "iris", 1).await;
+    let mut connection = database.connect().await;
+    let many = "ALTER TABLE events SET (autovacuum_enabled = false); \
+                INSERT INTO events SELECT n, n - 1, bucket, stream, n, 'e' || n, type, type_version, time, actor, data, \
+                prev_hash FROM events, generate_series(2, 50000) AS n";
+    sqlx::raw_sql(many).execute(&mut connection).await.unwrap();
+    let query = PageQuery {
+        bucket: None,
+        after: Position::START,
+        through: Position(50_000),
+        excluded_kinds: &[StreamKind::Usage],
+        slices_from: Timestamp::MIN,
+        limit: 100,
+    };
+    let page = store.page_reader().read(&query).await.unwrap();
+    assert_eq!(page.decode().await.unwrap().len(), 100);
+    store.close().await;
+    // Connections report what they read at their end.
+    let open = "SELECT COUNT(*) FROM pg_stat_activity WHERE backend_type = 'client backend' \
+                AND datname = current_database() AND pid <> pg_backend_pid()";
+    while sqlx::query_scalar::<_, i64>(open)
+        .fetch_one(&mut connection)
+        .await
+        .unwrap()
+        > 0
+    {}
+    let read = sqlx::query_scalar::<_, i64>(
+        "SELECT (seq_tup_read + idx_tup_fetch)::BIGINT FROM pg_stat_user_tables WHERE relname = 'events'",
+    );
+    let read = read.fetch_one(&mut connection).await.unwrap();
+    assert!((100..1000).contains(&read), "{read} rows read");
 }

@@ -105,7 +105,7 @@ impl PostgresDatabase {
         &self.name
     }
 
-    /// The server-side timeouts of a connection. Those that the URL's own `options` set take precedence.
+    /// The server-side settings of a connection. Those that the URL's own `options` set take precedence.
     fn settings(&self) -> Vec<(&'static str, String)> {
         let millis = self.limit.as_millis().to_string();
         let configured = self.options.get_options().unwrap_or_default().to_owned();
@@ -118,6 +118,10 @@ impl PostgresDatabase {
             ("tcp_keepalives_interval", "5".to_owned()),
             ("tcp_keepalives_count", "3".to_owned()),
             ("tcp_user_timeout", millis),
+            // Pages are read in the order of an index. With statistics that are missing or old, the planner
+            // would rather fetch and sort all that follows: 240 ms a page in place of 1 ms, at 200,000 events.
+            ("enable_bitmapscan", "off".to_owned()),
+            ("max_parallel_workers_per_gather", "0".to_owned()),
         ];
         let remaining = defaults
             .into_iter()

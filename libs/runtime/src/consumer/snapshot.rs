@@ -22,7 +22,7 @@ const BUCKET_PART: &str = "";
 
 /// A snapshot is written after this many events that would have to be applied again, this many that
 /// would have to be read again, or this long after the first of them.
-const APPLIED_MAX: usize = 512;
+const APPLIED_MAX: usize = 128;
 const SKIPPED_MAX: usize = 8192;
 const AGE_MAX: Duration = Duration::from_secs(300);
 /// The same as `APPLIED_MAX` while catching up, so that an interrupted consumer does not start from

@@ -204,19 +204,34 @@ pub fn ambiguities(expression: &str) -> Vec<String> {
             found.push(format!(
                 "weekday `{item}` goes on over the end of the week here; crontab never fires for it, and Kubernetes and KEDA refuse it: list the days"
             ));
+        } else if let Some(step) = stars_step(item) {
+            let named: Vec<&str> = WEEKDAYS.into_iter().step_by(step).collect();
+            found.push(counts_from(item, &named.join(",")));
         } else if !has_seven
             && (range == item || range.contains('-'))
             && ends.iter().any(|end| end.parse::<u32>().is_ok())
         {
             let names = numbers.iter().filter_map(|n| WEEKDAYS.get(*n as usize));
             let names: Vec<&str> = names.copied().collect();
-            let named = item.replacen(range, &names.join("-"), 1);
-            found.push(format!(
-                "weekday `{item}` counts from 0 for Sunday here, as in crontab; others count from 0 for Monday, such as APScheduler, or from 1 for Sunday, such as Quartz: write `{named}`"
+            found.push(counts_from(
+                item,
+                &item.replacen(range, &names.join("-"), 1),
             ));
         }
     }
     found
+}
+
+/// The step of `*/2`; of weekdays, it depends on the first of them.
+fn stars_step(item: &str) -> Option<usize> {
+    let step = item.strip_prefix("*/")?.parse().ok()?;
+    (step > 1).then_some(step)
+}
+
+fn counts_from(item: &str, named: &str) -> String {
+    format!(
+        "weekday `{item}` counts from 0 for Sunday here, as in crontab; others count from 0 for Monday, such as APScheduler, or from 1 for Sunday, such as Quartz: write `{named}`"
+    )
 }
 
 /// Builds the crate's schedule; empty lists become `*`.
@@ -369,7 +384,9 @@ mod tests {
     fn what_other_schedulers_read_differently_is_found() {
         for (expression, parts) in [
             ("0 9 */2 * Fri", vec!["must both match"]),
-            ("0 9 13 * */2", vec!["must both match"]),
+            ("0 9 13 * */2", vec!["must both match", "write `Sun,Tue,"]),
+            ("0 9 * * */3", vec!["write `Sun,Wed,Sat`"]),
+            ("0 9 * * */1", vec![]),
             ("0 9 13 * Fri", vec!["either of"]),
             ("5/30 9 * * *", vec!["write `5-59/30`"]),
             ("0 2/4 * * *", vec!["write `2-23/4`"]),

@@ -595,6 +595,20 @@ fn an_instance_that_fails_liveness_right_after_its_start_backs_off() {
 }
 
 #[test]
+fn the_last_ready_instance_stays_while_its_replacement_may_not_start() {
+    let mut world = World::new();
+    world.grant(1);
+    world.settle();
+    let sick = world.ids_in(InstanceState::Ready).remove(0);
+    world.sicken(sick);
+    world.plan();
+    assert_eq!(world.count(InstanceState::Ready), 1);
+    world.now = world.now + Span::from_secs(30);
+    world.plan();
+    assert_eq!(world.count(InstanceState::Ready), 0);
+}
+
+#[test]
 fn a_rollout_replaces_every_instance_and_never_falls_below_the_wanted_number() {
     let mut world = World::new();
     world.grant(4);

@@ -113,10 +113,8 @@ pub fn plan(
         let history = instances
             .failures(deployment.uid, deployment.instance_revision)
             .filter(|_| !instances.has_recovered(deployment.uid, context.now));
-        let starts =
-            fleet
-                .starts(granted.instances)
-                .min(starts_allowed(&fleet, history, context.now));
+        let allowed = starts_allowed(&fleet, history, context.now);
+        let starts = fleet.starts(granted.instances).min(allowed);
         for _ in 0..starts {
             let Some(node) = placement.place(deployment) else {
                 break;
@@ -127,7 +125,7 @@ pub fn plan(
         }
         let mut drains = fleet.drains(granted.instances);
         if drains.is_empty() {
-            let unhealthy = fleet.unhealthy_to_replace(granted.instances);
+            let unhealthy = fleet.unhealthy_to_replace(granted.instances, allowed > 0);
             drains.extend(unhealthy.map(|instance| (instance, RemovalReason::Unhealthy)));
         }
         requests.extend(
@@ -264,8 +262,8 @@ impl<'a> Fleet<'a> {
 
     /// The next instance to drain because it fails its liveness probe: one at a time, and only as many as
     /// replacements become ready. What fails all probes at once, such as an overload, must not end all
-    /// instances.
-    fn unhealthy_to_replace(&self, wanted: u32) -> Option<&'a Instance> {
+    /// instances, and the last ready one stays until its replacement may start.
+    fn unhealthy_to_replace(&self, wanted: u32, may_start: bool) -> Option<&'a Instance> {
         if self.is_replacing_unhealthy {
             return None;
         }
@@ -274,6 +272,9 @@ impl<'a> Fleet<'a> {
         let others_serve = self.kept().filter(is_healthy).any(Instance::is_ready);
         let others_start = self.kept().filter(is_healthy).any(|i| !i.is_ready());
         let left = self.ready() - u32::from(unhealthy.is_ready());
+        if unhealthy.is_ready() && left == 0 && !may_start {
+            return None;
+        }
         let is_spare = left + surge(wanted) >= wanted;
         // Without any ready one, or if only starts that fail are missing, waiting would not help.
         let is_stuck = !others_start && (others_serve || self.ready() == 0);

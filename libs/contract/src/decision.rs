@@ -2,6 +2,7 @@
 //! bytes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -217,8 +218,8 @@ pub struct EvaluationStage {
 pub struct DecisionInputs {
     /// The revision of the Autoscale document; 0 if none applies.
     pub policy_revision: u64,
-    /// The Autoscale document, if one applies.
-    pub policy: Option<AutoscaleSpec>,
+    /// The Autoscale document, if one applies; shared by the decisions that it leads to.
+    pub policy: Option<Arc<AutoscaleSpec>>,
     /// The deployment's own count, which holds if no Autoscale applies.
     pub fixed_instances: u32,
     /// The count that an operator has pinned, while the pin holds.
@@ -338,7 +339,7 @@ pub struct Signal {
 impl Signal {
     /// Whether part of the window was not measured, or not as it is now.
     pub fn is_incomplete(&self) -> bool {
-        self.partial || self.warming || self.outdated || self.seconds_covered < self.seconds_wanted
+        self.partial | self.warming | self.outdated | (self.seconds_covered < self.seconds_wanted)
     }
 }
 

@@ -65,7 +65,7 @@ async fn append_decision_and_instance(world: &TestWorld) -> u64 {
         failed_starts: None,
         starts_at_default: false,
         policy_revision: 1,
-        policy: Some(policy),
+        policy: Some(policy.into()),
         fixed_instances: 1,
         pin: None,
         pause: Pause::default(),

@@ -117,7 +117,7 @@ pub fn is_reproducible(decision: &Decision, zones: &ZoneData) -> bool {
         let mut profiles = policy.profiles.iter();
         profiles.any(|profile| profile.schedule.is_some())
     };
-    let scheduled = decision.inputs.policy.as_ref().is_some_and(has_schedule);
+    let scheduled = decision.inputs.policy.as_deref().is_some_and(has_schedule);
     decision.engine == ENGINE
         && decision.engine_version == ENGINE_VERSION
         && (!scheduled || decision.inputs.zone_data.as_deref() == Some(zones.version()))
@@ -132,13 +132,10 @@ pub fn explain(
     now: Timestamp,
 ) -> Decision {
     let mut signals = BTreeMap::new();
-    for (spec, signal) in policy
-        .iter()
-        .flat_map(|policy| policy.signals.iter())
-        .zip(tick.signals)
-    {
+    let keys = policy.iter().flat_map(|policy| policy.signal_keys.iter());
+    for (key, signal) in keys.zip(tick.signals) {
         if let Some(signal) = signal {
-            signals.insert(spec.key(), *signal);
+            signals.insert(key.clone(), *signal);
         }
     }
     let inputs = DecisionInputs {
@@ -236,8 +233,8 @@ fn decide_compiled(
 fn signals_in_order(policy: Option<&Policy>, inputs: &DecisionInputs) -> Vec<Option<Signal>> {
     policy
         .iter()
-        .flat_map(|policy| policy.signals.iter())
-        .map(|spec| inputs.signals.get(&spec.key()).copied())
+        .flat_map(|policy| policy.signal_keys.iter())
+        .map(|key| inputs.signals.get(key).copied())
         .collect()
 }
 
@@ -265,7 +262,7 @@ fn build(
     inputs: DecisionInputs,
     now: Timestamp,
 ) -> Decision {
-    let mut record = FullRecorder::default();
+    let mut record = FullRecorder::new(policy);
     let evaluation = run(policy, tick, now, &mut record);
     let mut decision = Decision {
         engine: ENGINE.into(),

@@ -117,7 +117,7 @@ pub(super) fn starts_hold(failed: &FailedStarts) -> String {
 
 pub(super) fn projection(
     profile: &Profile,
-    inputs: &[RuleInput],
+    inputs: &[RuleInput<'_>],
     blocking: Option<(usize, u32)>,
     after: u32,
     base: u32,
@@ -156,7 +156,7 @@ pub(super) fn cooldown(before: u32, after: u32, until: Option<Timestamp>) -> Str
 pub(super) fn rule(
     policy: &Policy,
     rule: &Rule,
-    input: &RuleInput,
+    input: &RuleInput<'_>,
     base: u32,
     verdict: Verdict,
 ) -> String {
@@ -211,16 +211,16 @@ pub(super) fn rule(
     }
     match verdict {
         Verdict::Suppressed => text.push_str("; not looked at, since a rule scales out"),
-        Verdict::Unknown if input.unmeasured.is_some() => {
+        Verdict::Unknown if input.unmeasured().is_some() => {
             let _ = write!(text, "; no reason to scale in: {}", unmeasured(input));
         }
         Verdict::Unknown => {
             let _ = write!(text, "; {}", lacking(input));
-            if let Some(at) = input.complete_at {
+            if let Some(at) = input.complete_at() {
                 let _ = write!(text, ", so it does not scale in before {at}");
             }
         }
-        Verdict::Triggered | Verdict::NotTriggered if input.uncovered.is_some() => {
+        Verdict::Triggered | Verdict::NotTriggered if input.uncovered().is_some() => {
             let _ = write!(text, "; {}", lacking(input));
         }
         Verdict::Triggered | Verdict::NotTriggered => {}
@@ -229,18 +229,18 @@ pub(super) fn rule(
 }
 
 /// What keeps the measurements from being complete.
-fn lacking(input: &RuleInput) -> String {
-    match input.uncovered {
+fn lacking(input: &RuleInput<'_>) -> String {
+    match input.uncovered() {
         Some((lacking, wanted)) => {
             format!("only {} of {wanted} s are measured", wanted - lacking)
         }
-        None if input.outdated => "part of it was measured by other definitions".into(),
+        None if input.is_outdated() => "part of it was measured by other definitions".into(),
         None => "a source of measurements was missing".into(),
     }
 }
 
-fn unmeasured(input: &RuleInput) -> &'static str {
-    match input.unmeasured {
+fn unmeasured(input: &RuleInput<'_>) -> &'static str {
+    match input.unmeasured() {
         Some(Unmeasured::Unanswered) => "there were requests, and none was answered",
         Some(Unmeasured::NoInstance) => "no instance was measured while ready",
         None => "no data",

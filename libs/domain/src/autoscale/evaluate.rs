@@ -341,17 +341,7 @@ impl<'a, R: Recorder> Run<'a, R> {
     }
 
     fn apply_rules(mut self, base: u32) -> Evaluation {
-        let mut inputs = [RuleInput {
-            quality: Quality::Missing,
-            value: 0.0,
-            total: 0.0,
-            total_for_scale_in: 0.0,
-            refused: 0,
-            outdated: false,
-            unmeasured: None,
-            uncovered: None,
-            complete_at: None,
-        }; RULES_MAX];
+        let mut inputs = [RuleInput::NONE; RULES_MAX];
         let profile = self.profile;
         for (input, rule) in inputs.iter_mut().zip(profile.rules.iter()) {
             *input = rule.read(self.tick.signals, self.tick.instances);
@@ -418,7 +408,7 @@ impl<'a, R: Recorder> Run<'a, R> {
 
     /// Combines the rules: any rule can scale out, all must agree to scale in, and the largest
     /// count wins.
-    fn combine(&mut self, inputs: &[RuleInput], base: u32) -> Combined {
+    fn combine(&mut self, inputs: &[RuleInput<'_>], base: u32) -> Combined {
         let profile = self.profile;
         let mut out: Option<Candidate> = None;
         let mut scale_in: Option<Candidate> = None;
@@ -470,7 +460,7 @@ impl<'a, R: Recorder> Run<'a, R> {
                 recommendation: recommendation.count,
                 base,
                 complete,
-                complete_at: inputs.iter().filter_map(|input| input.complete_at).max(),
+                complete_at: inputs.iter().filter_map(RuleInput::complete_at).max(),
                 agree,
             };
             let detail = describe::combined(profile, &combination);

@@ -43,6 +43,8 @@ pub struct Policy {
     pub(super) profiles: Vec<Profile>,
     pub(super) default: usize,
     pub(super) signals: Vec<SignalSpec>,
+    /// The keys of the signals.
+    pub(super) signal_keys: Vec<String>,
     /// The time zone release that its schedules use; `None` without a schedule.
     pub(super) zone_data: Option<String>,
 }
@@ -179,7 +181,7 @@ impl Policy {
     }
 
     /// The document that it was compiled from.
-    pub fn spec(&self) -> &AutoscaleSpec {
+    pub fn spec(&self) -> &Arc<AutoscaleSpec> {
         &self.spec
     }
 

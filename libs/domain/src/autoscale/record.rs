@@ -3,6 +3,8 @@
 
 use contract::decision::{EvaluationStage, RuleResult};
 
+use super::policy::Policy;
+
 pub(super) trait Recorder {
     fn stage(&mut self, make: impl FnOnce() -> EvaluationStage);
     fn rule(&mut self, make: impl FnOnce() -> RuleResult);
@@ -15,10 +17,23 @@ impl Recorder for NoopRecorder {
     fn rule(&mut self, _: impl FnOnce() -> RuleResult) {}
 }
 
-#[derive(Default)]
+/// Stages of an evaluation that most often apply.
+const STAGES: usize = 8;
+
 pub(super) struct FullRecorder {
     pub stages: Vec<EvaluationStage>,
     pub rules: Vec<RuleResult>,
+}
+
+impl FullRecorder {
+    pub fn new(policy: Option<&Policy>) -> Self {
+        let profiles = policy.iter().flat_map(|policy| policy.profiles.iter());
+        let rules = profiles.map(|profile| profile.rules.len()).max();
+        Self {
+            stages: Vec::with_capacity(STAGES),
+            rules: Vec::with_capacity(rules.unwrap_or(0)),
+        }
+    }
 }
 
 impl Recorder for FullRecorder {

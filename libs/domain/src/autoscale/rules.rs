@@ -25,7 +25,7 @@ pub(super) enum Quality {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct RuleInput {
+pub(super) struct RuleInput<'a> {
     pub quality: Quality,
     /// The value that the rule compares, in the metric's unit.
     pub value: f64,
@@ -35,19 +35,45 @@ pub(super) struct RuleInput {
     /// The same for scaling in and for projections: ready instances that were not measured count like the
     /// others.
     pub total_for_scale_in: f64,
-    /// Requests that were refused for lack of capacity in the window.
-    pub refused: u64,
-    /// Whether part of the window was measured by other definitions.
-    pub outdated: bool,
-    /// Why there is no value, or only a lower bound of it.
-    pub unmeasured: Option<Unmeasured>,
-    /// Seconds of the window that were not measured, and its length.
-    pub uncovered: Option<(u32, u32)>,
-    /// When the window is complete, if it is not.
-    pub complete_at: Option<Timestamp>,
+    signal: Option<&'a Signal>,
 }
 
-impl RuleInput {
+impl RuleInput<'_> {
+    /// What a rule reads without a signal.
+    pub const NONE: Self = Self {
+        quality: Quality::Missing,
+        value: 0.0,
+        total: 0.0,
+        total_for_scale_in: 0.0,
+        signal: None,
+    };
+
+    /// Requests that were refused for lack of capacity in the window.
+    pub fn refused(&self) -> u64 {
+        self.signal.map_or(0, |signal| signal.refused)
+    }
+
+    /// Whether part of the window was measured by other definitions.
+    pub fn is_outdated(&self) -> bool {
+        self.signal.is_some_and(|signal| signal.outdated)
+    }
+
+    /// Why there is no value, or only a lower bound of it.
+    pub fn unmeasured(&self) -> Option<Unmeasured> {
+        self.signal?.unmeasured
+    }
+
+    /// Seconds of the window that were not measured, and its length.
+    pub fn uncovered(&self) -> Option<(u32, u32)> {
+        let (covered, wanted) = (self.signal?.seconds_covered, self.signal?.seconds_wanted);
+        (covered < wanted).then(|| (wanted - covered, wanted))
+    }
+
+    /// When the window is complete, if it is not.
+    pub fn complete_at(&self) -> Option<Timestamp> {
+        self.signal?.complete_at
+    }
+
     pub fn may_scale_out(&self) -> bool {
         matches!(self.quality, Quality::Complete | Quality::Partial)
     }
@@ -70,57 +96,55 @@ pub(super) enum Proposal {
     In(u32),
 }
 
+/// Kept apart from thresholds, which are most rules and need less.
+#[inline(never)]
+fn track(input: &RuleInput<'_>, target: f64, tolerance: f64, current: u32) -> Proposal {
+    let capacity = f64::from(current);
+    let needed = input.total / target;
+    if ceiling(needed) > current && needed > capacity * (1.0 + tolerance) {
+        return Proposal::Out(ceiling(needed));
+    }
+    let needed = input.total_for_scale_in / target;
+    if ceiling(needed) < current && needed < capacity * (1.0 - tolerance) {
+        return Proposal::In(ceiling(needed));
+    }
+    Proposal::NoChange
+}
+
 impl Rule {
     /// Reads the rule's signal. Instances that are not ready serve nothing, so the value is divided
     /// by the ready ones. With none ready, the whole load is waiting for the first one: it counts
     /// as the load of one instance.
-    pub fn read(&self, signals: &[Option<Signal>], instances: InstanceCounts) -> RuleInput {
-        let signal = signals.get(self.signal).copied().flatten();
-        let serving = f64::from(instances.ready.max(1));
-        let refused = signal.map_or(0, |signal| signal.refused);
-        let outdated = signal.is_some_and(|signal| signal.outdated);
-        let unmeasured = signal.and_then(|signal| signal.unmeasured);
-        let complete_at = signal.and_then(|signal| signal.complete_at);
-        let uncovered = signal
-            .filter(|signal| signal.seconds_covered < signal.seconds_wanted)
-            .map(|signal| {
-                let lacking = signal.seconds_wanted - signal.seconds_covered;
-                (lacking, signal.seconds_wanted)
-            });
-        let measured = signal
-            .and_then(|signal| signal.value)
-            .filter(|value| value.is_finite());
-        let Some(measured) = measured else {
-            let warming = signal.is_some_and(|signal| signal.warming);
+    pub fn read<'a>(
+        &self,
+        signals: &'a [Option<Signal>],
+        instances: InstanceCounts,
+    ) -> RuleInput<'a> {
+        let Some(signal) = signals.get(self.signal).and_then(Option::as_ref) else {
+            return RuleInput::NONE;
+        };
+        let Some(measured) = signal.value.filter(|value| value.is_finite()) else {
             return RuleInput {
-                quality: match unmeasured {
-                    _ if warming => Quality::Warming,
+                quality: match signal.unmeasured {
+                    _ if signal.warming => Quality::Warming,
                     Some(_) => Quality::Unmeasured,
                     None => Quality::Missing,
                 },
-                value: 0.0,
-                total: 0.0,
-                total_for_scale_in: 0.0,
-                refused,
-                outdated,
-                unmeasured,
-                uncovered,
-                complete_at,
+                signal: Some(signal),
+                ..RuleInput::NONE
             };
         };
-        let quality = match signal {
-            Some(signal) if signal.is_incomplete() || signal.unmeasured.is_some() => {
-                Quality::Partial
-            }
-            _ => Quality::Complete,
+        let quality = match signal.is_incomplete() || signal.unmeasured.is_some() {
+            true => Quality::Partial,
+            false => Quality::Complete,
         };
+        let serving = f64::from(instances.ready.max(1));
         let (value, total, total_for_scale_in) = if self.per_instance {
             (measured / serving, measured, measured)
         } else if self.metric.is_total() {
             (measured, measured, measured)
         } else {
-            let instances = signal.and_then(|signal| signal.instances);
-            let instances = instances.unwrap_or(serving);
+            let instances = signal.instances.unwrap_or(serving);
             (
                 measured,
                 measured * instances,
@@ -132,11 +156,7 @@ impl Rule {
             value,
             total,
             total_for_scale_in,
-            refused,
-            outdated,
-            unmeasured,
-            uncovered,
-            complete_at,
+            signal: Some(signal),
         }
     }
 
@@ -148,7 +168,7 @@ impl Rule {
     }
 
     /// What the rule proposes at `current` instances, assuming that its input is complete.
-    pub fn propose(&self, input: &RuleInput, current: u32) -> Proposal {
+    pub fn propose(&self, input: &RuleInput<'_>, current: u32) -> Proposal {
         match &self.kind {
             RuleKind::Threshold {
                 condition,
@@ -167,23 +187,12 @@ impl Rule {
                     (Some(count), Direction::In) => Proposal::In(count.min(current)),
                 }
             }
-            RuleKind::Track { target, tolerance } => {
-                let capacity = f64::from(current);
-                let needed = input.total / target;
-                if ceiling(needed) > current && needed > capacity * (1.0 + tolerance) {
-                    return Proposal::Out(ceiling(needed));
-                }
-                let needed = input.total_for_scale_in / target;
-                if ceiling(needed) < current && needed < capacity * (1.0 - tolerance) {
-                    return Proposal::In(ceiling(needed));
-                }
-                Proposal::NoChange
-            }
+            RuleKind::Track { target, tolerance } => track(input, *target, *tolerance, current),
         }
     }
 
     /// The value that the rule would read with this many instances, all ready.
-    pub fn projected(&self, input: &RuleInput, count: u32) -> f64 {
+    pub fn projected(&self, input: &RuleInput<'_>, count: u32) -> f64 {
         if !self.scales {
             return input.value;
         }
@@ -195,7 +204,7 @@ impl Rule {
     }
 
     /// Whether the rule would scale out at that count.
-    pub fn would_scale_out(&self, input: &RuleInput, count: u32) -> bool {
+    pub fn would_scale_out(&self, input: &RuleInput<'_>, count: u32) -> bool {
         let value = self.projected(input, count);
         match &self.kind {
             RuleKind::Threshold {

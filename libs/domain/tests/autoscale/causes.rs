@@ -1,5 +1,7 @@
 //! What a decision says changed the count, and what that starts.
 
+use std::sync::Arc;
+
 use contract::decision::{
     CauseKind, Decision, DecisionOutcome, FailedStarts, Pause, RuleResult, Signal,
 };
@@ -409,7 +411,7 @@ fn an_autoscale_that_comes_with_its_deployment_begins_with_its_default() {
 #[test]
 fn a_paused_autoscale_that_comes_after_its_deployment_keeps_the_count() {
     let mut paused = harness(1, "day", 60.0);
-    paused.inputs.policy.as_mut().unwrap().mode = AutoscaleMode::Paused;
+    Arc::make_mut(paused.inputs.policy.as_mut().unwrap()).mode = AutoscaleMode::Paused;
     paused.inputs.carried.profile = None;
     paused.inputs.carried.policy_revision = Some(0);
     paused.inputs.starts_at_default = true;

@@ -139,7 +139,7 @@ impl Harness {
             failed_starts: None,
             starts_at_default: false,
             policy_revision: 1,
-            policy: Some(spec),
+            policy: Some(spec.into()),
             fixed_instances: 3,
             pin: None,
             pause: Pause::default(),

@@ -251,7 +251,7 @@ prop_compose! {
             failed_starts,
             starts_at_default,
             policy_revision: 3,
-            policy,
+            policy: policy.map(Into::into),
             fixed_instances,
             pin: pin.map(|(instances, until)| Pin {
                 instances,

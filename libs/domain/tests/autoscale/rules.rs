@@ -1,5 +1,7 @@
 //! What rules decide in one tick.
 
+use std::sync::Arc;
+
 use contract::decision::{DecisionOutcome, Verdict};
 use serde_json::json;
 
@@ -660,7 +662,9 @@ fn every_stage_follows_from_the_one_before() {
 #[test]
 fn a_stored_document_that_no_longer_compiles_keeps_the_count_and_says_why() {
     let mut harness = Harness::new(document(json!([]), json!({})), 4);
-    harness.inputs.policy.as_mut().unwrap().profiles.clear();
+    Arc::make_mut(harness.inputs.policy.as_mut().unwrap())
+        .profiles
+        .clear();
     let decision = harness.decide();
     assert_eq!(
         (decision.granted, decision.outcome),

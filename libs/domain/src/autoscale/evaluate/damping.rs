@@ -34,13 +34,15 @@ impl<R: Recorder> Run<'_, R> {
     /// needed is in no other measurement, so that every rule sees less load than there is.
     pub(super) fn hold_while_refusing(
         &mut self,
-        inputs: &[RuleInput],
+        inputs: &[RuleInput<'_>],
         base: u32,
         recommendation: Candidate,
     ) -> (Candidate, Option<DecisionOutcome>) {
-        let min = self.profile.capacity.min;
-        let refused = inputs.iter().map(|input| input.refused).max().unwrap_or(0);
-        if refused == 0 || recommendation.count.max(min) >= base {
+        if recommendation.count.max(self.profile.capacity.min) >= base {
+            return (recommendation, None);
+        }
+        let refused = inputs.iter().map(RuleInput::refused).max().unwrap_or(0);
+        if refused == 0 {
             return (recommendation, None);
         }
         self.record.stage(|| {
@@ -53,7 +55,7 @@ impl<R: Recorder> Run<'_, R> {
     /// Limits a scale-in to the lowest count at which no rule would immediately scale out again.
     pub(super) fn project(
         &mut self,
-        inputs: &[RuleInput],
+        inputs: &[RuleInput<'_>],
         base: u32,
         recommendation: Candidate,
     ) -> (Candidate, Option<DecisionOutcome>) {
@@ -130,7 +132,12 @@ impl<R: Recorder> Run<'_, R> {
     /// Applies cooldowns. A rule that scales out acts again only once its cooldown since the last
     /// scale-out is over; scaling in waits for the cooldowns of all rules that agreed, since the
     /// last change in either direction. A scale-in never delays a scale-out.
-    pub(super) fn cool_down(&mut self, inputs: &[RuleInput], base: u32, stabilized: u32) -> u32 {
+    pub(super) fn cool_down(
+        &mut self,
+        inputs: &[RuleInput<'_>],
+        base: u32,
+        stabilized: u32,
+    ) -> u32 {
         if stabilized == base {
             return base;
         }
@@ -148,7 +155,7 @@ impl<R: Recorder> Run<'_, R> {
 
     fn cool_down_out(
         &self,
-        inputs: &[RuleInput],
+        inputs: &[RuleInput<'_>],
         base: u32,
         stabilized: u32,
     ) -> (u32, Option<Timestamp>) {

@@ -24,7 +24,7 @@ impl<R: Recorder> Run<'_, R> {
         }
     }
 
-    pub(super) fn record_rules(&mut self, inputs: &[RuleInput], base: u32, fired: bool) {
+    pub(super) fn record_rules(&mut self, inputs: &[RuleInput<'_>], base: u32, fired: bool) {
         let (policy, tick) = (self.policy, self.tick);
         for (rule, input) in self.profile.rules.iter().zip(inputs) {
             self.record.rule(|| RuleResult {
@@ -48,7 +48,7 @@ fn evidence(rule: &Rule, tick: &TickInputs<'_>) -> Evidence {
 fn rule_result(
     policy: &Policy,
     rule: &Rule,
-    input: &RuleInput,
+    input: &RuleInput<'_>,
     base: u32,
     fired: bool,
 ) -> RuleResult {

@@ -104,6 +104,7 @@ impl Compiler<'_> {
             stabilize_in: spec.stabilization.scale_in,
             profiles,
             default,
+            signal_keys: self.signals.iter().map(SignalSpec::key).collect(),
             signals: std::mem::take(&mut self.signals),
             zone_data: spec
                 .profiles

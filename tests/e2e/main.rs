@@ -12,6 +12,7 @@ mod host_names;
 mod lifecycle;
 mod logs;
 mod metrics;
+mod routes;
 mod scaling;
 mod secrets;
 mod starting;

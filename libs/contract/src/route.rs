@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
-use crate::resources::{AuthMode, ModelClientErrors, RequestSettings};
+use crate::resources::{AuthMode, ErrorMapping, ModelClientErrors, RequestSettings, Routes};
 
 /// A message on the routes topic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,6 +59,12 @@ pub struct DeploymentRoute {
     pub percent: u8,
     /// Timeouts and concurrency.
     pub request_settings: RequestSettings,
+    /// The paths that it serves; `None`: `/score` and what is below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routes: Option<Routes>,
+    /// How failures are answered.
+    #[serde(default, skip_serializing_if = "ErrorMapping::is_default")]
+    pub error_mapping: ErrorMapping,
     /// Latency thresholds of objectives, in microseconds. Frames hold exact counts for them.
     pub latency_thresholds_us: Vec<u64>,
     /// Instances that accept requests or are still draining.

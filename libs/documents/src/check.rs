@@ -6,8 +6,8 @@ use contract::resources::limits::{
     self, ARGUMENT_BYTES_MAX, CONCURRENT_REQUESTS_MAX, DURATION_MAX, ENV_MAX, ENV_VALUE_BYTES_MAX,
     INSTANCE_TYPE_BYTES_MAX, KEEP_ALIVE_IDLE_MAX, LABEL_BYTES_MAX, LABELS_MAX,
     PROBE_PATH_BYTES_MAX, PROBE_PERIOD_MIN, PROBE_SERVICE_BYTES_MAX, PROBE_SPAN_MAX,
-    PROBE_THRESHOLD_MAX, QUEUE_WAIT_MAX, REQUEST_BYTES_MAX, RESERVED_ENV_PREFIX, SPEC_BYTES_MAX,
-    STARTUP_TIMEOUT_MIN, TIMEOUT_MAX,
+    PROBE_THRESHOLD_MAX, QUEUE_WAIT_MAX, REQUEST_BYTES_MAX, RESERVED_ENV_PREFIX,
+    ROUTE_PATH_BYTES_MAX, SPEC_BYTES_MAX, STARTUP_TIMEOUT_MIN, TIMEOUT_MAX,
 };
 use contract::resources::{
     DeploymentSpec, EndpointSpec, EnvValue, Labels, ProbeProtocol, ProbeSpec, RequestSettings,
@@ -120,6 +120,10 @@ impl Checker {
             .extend(limits::instances(spec.instances, "/spec/instances"));
         self.env(spec);
         self.request_settings(&spec.request_settings);
+        if let Some(routes) = &spec.routes {
+            self.route_path(routes.scoring.as_deref(), "/spec/routes/scoring");
+            self.route_path(routes.prefix.as_deref(), "/spec/routes/prefix");
+        }
         if let Some(drain_timeout) = spec.drain_timeout {
             self.at_most(drain_timeout, DURATION_MAX, "/spec/drainTimeout");
         }
@@ -233,6 +237,30 @@ impl Checker {
         );
     }
 
+    /// Checks a path that is written into request lines as it is.
+    fn route_path(&mut self, path: Option<&str>, pointer: &str) {
+        let Some(path) = path else { return };
+        self.require(path.len() <= ROUTE_PATH_BYTES_MAX, pointer, || {
+            format!("a path has at most {ROUTE_PATH_BYTES_MAX} bytes; shorten it")
+        });
+        let visible = |b: u8| b.is_ascii_graphic() && !matches!(b, b'?' | b'#');
+        let valid = path.starts_with('/') && path.bytes().all(visible);
+        self.require(valid, pointer, || {
+            format!("`{path}` is not a path; start it with `/` and use no spaces, `?` or `#`, such as /invocations")
+        });
+        self.require(is_percent_encoded(path), pointer, || {
+            format!("`{path}` has a `%` without two hexadecimal digits; write %25 for the character itself")
+        });
+        let has_dots = path
+            .to_ascii_lowercase()
+            .replace("%2e", ".")
+            .split('/')
+            .any(|segment| matches!(segment, "." | ".."));
+        self.require(!has_dots, pointer, || {
+            format!("`{path}` has a segment `.` or `..`; write the path that it leads to")
+        });
+    }
+
     fn probe(&mut self, probe: &ProbeSpec, base: &str) {
         let (is_http, is_grpc) = (
             probe.protocol == ProbeProtocol::Http,
@@ -292,6 +320,14 @@ impl Checker {
             format!("{span} is too long; use at most {limit}")
         });
     }
+}
+
+/// Whether each `%` begins an encoded byte.
+fn is_percent_encoded(text: &str) -> bool {
+    text.split('%').skip(1).all(|code| {
+        let digits = code.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    })
 }
 
 fn is_variable(name: &str) -> bool {

@@ -549,6 +549,33 @@ const DEPLOYMENT_CASES: &[Case] = &[
     ),
     (
         "instances: 1",
+        "routes: {scoring: invocations, prefix: /v1?x, countedMethods: [get]}",
+        &[
+            "8:12: /spec/routes/scoring: `invocations` is not a path; start it with `/` and use no spaces, `?` or `#`, such as /invocations",
+            "8:34: /spec/routes/prefix: `/v1?x` is not a path; start it with `/` and use no spaces, `?` or `#`, such as /invocations",
+            "8:66: /spec/routes/countedMethods/0: `get` is not a valid value; use one of: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE",
+        ],
+    ),
+    (
+        "instances: 1",
+        "routes: {scoring: /a/%2E./b, prefix: /50%}",
+        &[
+            "8:12: /spec/routes/scoring: `/a/%2E./b` has a segment `.` or `..`; write the path that it leads to",
+            "8:32: /spec/routes/prefix: `/50%` has a `%` without two hexadecimal digits; write %25 for the character itself",
+        ],
+    ),
+    (
+        "instances: 1",
+        "routes: {scorings: /a}",
+        &["8:12: /spec/routes/scorings: `scorings` is not a field here; did you mean `scoring`?"],
+    ),
+    (
+        "instances: 1",
+        "errorMapping: openai",
+        &["8:3: /spec/errorMapping: `openai` is not a valid value; use one of: azure, pass"],
+    ),
+    (
+        "instances: 1",
         "readinessProbe: {protocol: udp}",
         &[
             "8:20: /spec/readinessProbe/protocol: `udp` is not a valid value; use one of: http, tcp, grpc",

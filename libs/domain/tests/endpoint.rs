@@ -13,7 +13,7 @@ use contract::ids::{DeploymentRef, EndpointKey, InstanceId, Name, Position, Uid}
 use contract::log::{Actor, Record, RowChange, StreamKind, StreamName};
 use contract::resources::{
     BackendKind, DeploymentMetadata, DeploymentResource, DeploymentSpec, EndpointMetadata,
-    EndpointResource, EndpointSpec, Percentages, ProvisioningState, Resource,
+    EndpointResource, EndpointSpec, ErrorMapping, Percentages, ProvisioningState, Resource, Routes,
 };
 use contract::time::{Span, Timestamp};
 use domain::documents::{ApplyStep, plan};
@@ -409,7 +409,7 @@ fn a_deployment_is_gone_when_its_last_instance_is_and_an_endpoint_after_its_last
 #[test]
 fn only_changes_that_need_new_instances_raise_the_instance_revision() {
     type Change = fn(&mut DeploymentSpec);
-    let table: [(&str, Change, u64); 10] = [
+    let table: [(&str, Change, u64); 12] = [
         ("instances", |s| s.instances = 5, 1),
         (
             "request settings",
@@ -426,6 +426,8 @@ fn only_changes_that_need_new_instances_raise_the_instance_revision() {
             |s| s.startup_timeout = Some(Span::from_secs(9)),
             1,
         ),
+        ("routes", |s| s.routes = Some(Routes::default()), 1),
+        ("error mapping", |s| s.error_mapping = ErrorMapping::Pass, 1),
         ("command", |s| s.command = vec!["x".into()], 2),
         (
             "environment",

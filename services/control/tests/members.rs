@@ -15,7 +15,7 @@ use contract::events::{
 use contract::frame::{Frame, Hello, Source, SourceKind};
 use contract::ids::{Bucket, EndpointKey, InstanceId, Position, Uid};
 use contract::log::{StreamKind, StreamName};
-use contract::resources::BackendKind;
+use contract::resources::{BackendKind, ErrorMapping};
 use contract::time::Span;
 use runtime::clock::Clock;
 use serde_json::json;
@@ -196,6 +196,42 @@ async fn slots_are_allocated_in_two_phases_when_a_second_gateway_joins() {
     assert!(routes.try_recv().is_err(), "`a` has not yielded");
     report("a", allocation);
     until_slots(&mut routes, &[("*", 1), ("a", 5), ("b", 5)]).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_learns_of_changed_paths_and_errors_while_the_instance_stays() {
+    let world = TestWorld::start().await;
+    let mut routes = world.bus.subscribe_routes();
+    create_serving_deployment(&world).await;
+    until_slots(&mut routes, &[("*", 10)]).await;
+    let path = "/v1/endpoints/iris/deployments/blue";
+    let mut document = deployment("iris", "blue");
+    document["spec"]["requestSettings"] = json!({"maxConcurrentRequestsPerInstance": 10});
+    document["spec"]["routes"] = json!({"scoring": "/invocations"});
+    document["spec"]["errorMapping"] = json!("pass");
+    world.put(path, &document).await.expect(200);
+    let opened = with_timeout("a route with the paths", async {
+        loop {
+            let RouteMessage::Update(update) = routes.recv().await.unwrap() else {
+                continue;
+            };
+            let deployments = update.route.iter().flat_map(|r| r.deployments.values());
+            if let Some(opened) = deployments.into_iter().find(|d| d.routes.is_some()) {
+                return opened.clone();
+            }
+        }
+    })
+    .await;
+    let scoring = opened.routes.and_then(|routes| routes.scoring);
+    assert_eq!(scoring.as_deref(), Some("/invocations"));
+    assert_eq!(opened.error_mapping, ErrorMapping::Pass);
+    let instances: Vec<_> = opened
+        .instances
+        .iter()
+        .map(|i| (&i.id, i.draining))
+        .collect();
+    assert_eq!(instances, [(&instance(), false)]);
     world.stop().await;
 }
 

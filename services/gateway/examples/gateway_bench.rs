@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bus::{Bus, LocalBus};
-use contract::resources::{AuthMode, ModelClientErrors, RequestSettings};
+use contract::resources::{AuthMode, ErrorMapping, ModelClientErrors, RequestSettings};
 use contract::route::{DeploymentRoute, InstanceRoute, Route, RouteUpdate};
 use contract::time::Span;
 use contract::{EndpointKey, Name, Position, Uid};
@@ -80,6 +80,8 @@ fn deployment(
             max_queue_wait: Span::from_millis(500),
             ..RequestSettings::default()
         },
+        routes: None,
+        error_mapping: ErrorMapping::default(),
         latency_thresholds_us: Vec::new(),
         instances: vec![instance],
     };

@@ -10,7 +10,8 @@
 //! its phase determines what is counted and released. Only the methods of `InFlightRequest` move
 //! between phases; called in the wrong phase they change nothing and refuse the request.
 //!
-//! Invariant: every request is counted exactly once as an arrival and exactly once as an outcome.
+//! Invariant: every request is counted exactly once as an arrival and exactly once as an outcome, or
+//! as neither if its deployment does not count its method.
 //! Whatever it holds is released after that, the slot last, however it ends.
 
 use std::cell::Cell;
@@ -73,27 +74,29 @@ pub struct InFlightRequest {
     endpoint: Arc<Endpoint>,
     deployment: usize,
     arrived_us: u64,
-    /// Identifies its arrival among the requests that have not ended.
-    arrival: ArrivalId,
+    /// Identifies its arrival among the requests that have not ended; `None` if it does not count.
+    arrival: Option<ArrivalId>,
     upload: Rc<Upload>,
     phase: RequestPhase,
 }
 
 impl InFlightRequest {
-    /// Counts the arrival of a request.
+    /// Counts the arrival of a request, if `is_counted`.
     pub fn new(
         meter: Rc<WorkerMeter>,
         endpoint: Arc<Endpoint>,
         deployment: usize,
         arrived_us: u64,
+        is_counted: bool,
         upload: Rc<Upload>,
     ) -> Self {
         let slot = endpoint.deployments[deployment].state.meter_slot;
-        let mut shard = lock(&meter.shard);
-        let counters = shard.counters(slot);
-        counters.arrivals += 1;
-        let arrival = counters.arrival_times.insert(arrived_us);
-        drop(shard);
+        let arrival = is_counted.then(|| {
+            let mut shard = lock(&meter.shard);
+            let counters = shard.counters(slot);
+            counters.arrivals += 1;
+            counters.arrival_times.insert(arrived_us)
+        });
         Self {
             meter,
             endpoint,
@@ -269,7 +272,8 @@ impl InFlightRequest {
 
     /// Before a response: the client gets a refusal.
     pub fn refuse(mut self, refusal: Refusal) {
-        self.end(refusal.outcome(), Some(refusal.status()), now_us());
+        let status = refusal.status(self.deployment().error_mapping);
+        self.end(refusal.outcome(), Some(status), now_us());
     }
 
     /// The only way to end: counts, then releases what the phase holds. `refused_status` is the
@@ -319,17 +323,19 @@ impl InFlightRequest {
             }
             _ => refused_status,
         };
-        counters.count_status(status);
-        outcome.record(&mut counters.outcomes);
-        counters.arrival_times.remove(self.arrival);
         counters.request_bytes += self.upload.bytes.get();
-        if outcome.has_latency() {
-            counters.latency.record(latency);
-        }
-        if is_good {
-            for threshold in &deployment.thresholds_us {
-                if latency <= *threshold {
-                    *counters.at_or_below.entry(*threshold).or_default() += 1;
+        if let Some(arrival) = self.arrival {
+            counters.count_status(status);
+            outcome.record(&mut counters.outcomes);
+            counters.arrival_times.remove(arrival);
+            if outcome.has_latency() {
+                counters.latency.record(latency);
+            }
+            if is_good {
+                for threshold in &deployment.thresholds_us {
+                    if latency <= *threshold {
+                        *counters.at_or_below.entry(*threshold).or_default() += 1;
+                    }
                 }
             }
         }

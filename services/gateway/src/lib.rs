@@ -18,7 +18,7 @@
 //!   server-sent events ends with an error event, any other with a reset; each is counted by reason.
 //! - A client that disconnects frees its slot and closes the connection to the instance.
 //! - Every request that reached a deployment is in exactly one frame as an arrival and in exactly
-//!   one as an outcome.
+//!   one as an outcome, unless its deployment does not count its method: then in none.
 //!
 //! **Frames.** At the end of each wall-clock second every bucket gets a frame, even an empty one.
 //! When a request waits and its deployment has no instance, the bucket gets a frame immediately: it
@@ -53,6 +53,7 @@ mod listen;
 mod meter;
 mod metrics;
 mod outcome;
+mod paths;
 mod pool;
 mod proxy;
 mod receive;

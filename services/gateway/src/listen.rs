@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use contract::resources::ErrorMapping;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -155,7 +156,9 @@ impl Server {
         count_refusal(
             &self.worker.meter.shard,
             "",
-            Refusal::TooManyConnections.status().as_u16(),
+            Refusal::TooManyConnections
+                .status(ErrorMapping::Azure)
+                .as_u16(),
         );
         refuse(&self.worker, stream);
     }

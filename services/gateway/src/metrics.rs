@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use contract::frame::{Frame, Outcomes, Role};
 use contract::histogram::Histogram;
 use contract::ids::Bucket;
+use contract::resources::ErrorMapping;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -15,6 +16,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use runtime::metrics::Metrics;
 
+use crate::router::RouteSet;
 use crate::shard::{CutCounts, RefusalCounts};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -120,13 +122,13 @@ impl GatewayMetrics {
         own
     }
 
-    pub fn observe(&self, frames: &[Frame]) {
+    pub fn observe(&self, frames: &[Frame], routes: &RouteSet) {
         for frame in frames {
-            self.observe_frame(frame);
+            self.observe_frame(frame, routes);
         }
     }
 
-    fn observe_frame(&self, frame: &Frame) {
+    fn observe_frame(&self, frame: &Frame, routes: &RouteSet) {
         let mut current = BTreeSet::new();
         for part in &frame.deployments {
             let labels = DeploymentLabels {
@@ -134,7 +136,12 @@ impl GatewayMetrics {
                 deployment: part.deployment.to_string(),
                 role: part.role.to_string(),
             };
-            for (code_class, count) in by_class(&part.outcomes) {
+            let endpoint = routes.endpoint(&labels.endpoint);
+            let mapping = endpoint.and_then(|endpoint| {
+                let index = endpoint.deployment(labels.deployment.as_bytes())?;
+                Some(endpoint.deployments[index].error_mapping)
+            });
+            for (code_class, count) in by_class(&part.outcomes, mapping.unwrap_or_default()) {
                 self.count(labels.clone(), code_class, count);
             }
             self.durations.get_or_create(&labels).merge(&part.latency);
@@ -198,17 +205,19 @@ impl GatewayMetrics {
 /// The status classes of the contract's table, by outcome: a response that ended early counts as an
 /// error, whatever its head said. A model's redirects count as successes; a client that left
 /// received no status.
-fn by_class(outcomes: &Outcomes) -> [(&'static str, u64); 4] {
+fn by_class(outcomes: &Outcomes, mapping: ErrorMapping) -> [(&'static str, u64); 4] {
     let o = outcomes;
-    let refused = o.too_many_pending + o.hold_full + o.refused;
-    let client = o.model_client_error + o.model_server_error + o.timeout + refused;
+    let mut client = o.model_client_error + o.too_many_pending + o.hold_full + o.refused;
+    let mut server = o.unreachable + o.unavailable + o.hold_expired + o.internal;
+    // 424 and 408, or the model's own status and 504.
+    *match mapping {
+        ErrorMapping::Azure => &mut client,
+        ErrorMapping::Pass => &mut server,
+    } += o.model_server_error + o.timeout;
     [
         ("2xx", o.success),
         ("4xx", client),
-        (
-            "5xx",
-            o.unreachable + o.unavailable + o.hold_expired + o.internal,
-        ),
+        ("5xx", server),
         ("none", o.client_left),
     ]
 }

@@ -3,10 +3,13 @@
 //! Invariants: nothing is sent to an instance without a slot on it; when this future or the
 //! response body is dropped, the connection to the instance closes and the slot is released.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
+use contract::resources::{AuthMode, ErrorMapping};
+use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -16,12 +19,13 @@ use crate::exchange::{Exchange, ResponseBody};
 use crate::framing::HeadError;
 use crate::in_flight::InFlightRequest;
 use crate::outcome::RequestOutcome;
+use crate::paths::PathKind;
 use crate::receive::receive_body;
-use crate::reply::{AZURE_DEPLOYMENT, DEPLOYMENT, MODEL_STATUS, REQUEST_ID, Refusal};
+use crate::reply::{AZURE_DEPLOYMENT, DEPLOYMENT, REQUEST_ID, Refusal, mark_model_error};
 use crate::router::Endpoint;
 use crate::send::{ClientRequest, UpstreamResponse, send};
 use crate::shard::count_refusal;
-use crate::target::{ScoringTarget, authorize};
+use crate::target::{Target, authorize, is_health_check};
 use crate::timer::now_us;
 
 /// The client has closed its connection, so there is no one to respond to.
@@ -35,26 +39,18 @@ enum ProxyError {
     ClientLeft,
 }
 
-impl From<Refusal> for ProxyError {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(RefusedRequest {
-            refusal,
-            deployment: None,
-        })
-    }
-}
-
 /// Where a request is routed.
-struct RouteMatch {
+struct RouteMatch<'a> {
     endpoint: Arc<Endpoint>,
     deployment: usize,
-    /// Offset in the request's path at which the instance's path begins.
-    path_offset: usize,
+    /// The instance's path and query.
+    path: Cow<'a, str>,
 }
 
-/// A refusal, and the deployment that the request was for.
+/// A refusal, how it is answered, and the deployment that the request was for.
 struct RefusedRequest {
     refusal: Refusal,
+    error_mapping: ErrorMapping,
     deployment: Option<HeaderValue>,
 }
 
@@ -65,6 +61,10 @@ pub async fn handle(
     client.connection.begin_response();
     let id = client.worker.request_id();
     let (mut parts, incoming) = request.into_parts();
+    if is_health_check(&parts, client.worker.domain()) {
+        client.connection.end_response();
+        return Ok(healthy(id));
+    }
     let result = serve(&client, &parts, incoming, &id).await;
     parts.headers.clear();
     client.worker.spare_headers.replace(parts.headers);
@@ -74,11 +74,21 @@ pub async fn handle(
         Err(ProxyError::Refused(refused)) => refused,
     };
     client.connection.end_response();
-    let mut response = refused.refusal.response(id);
+    let mut response = refused.refusal.response(id, refused.error_mapping);
     if let Some(deployment) = refused.deployment {
         response.headers_mut().insert(DEPLOYMENT, deployment);
     }
     Ok(response.map(|body| ResponseBody::Full(Some(body.into()))))
+}
+
+/// The response to a check of the gateway's own health: that it responds at all.
+fn healthy(id: HeaderValue) -> Response<ResponseBody> {
+    let body = Bytes::from_static(b"ok\n");
+    let mut response = Response::new(ResponseBody::Full(Some(body)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    headers.insert(REQUEST_ID, id);
+    response
 }
 
 async fn serve(
@@ -88,18 +98,20 @@ async fn serve(
     id: &HeaderValue,
 ) -> Result<Response<ResponseBody>, ProxyError> {
     let arrived_us = now_us();
-    let matched = match_route(client, parts)?;
+    let matched = match_route(client, parts).map_err(ProxyError::Refused)?;
     client.upload.begin();
+    let is_counted = matched.endpoint.deployments[matched.deployment].counts(&parts.method);
     let mut in_flight = InFlightRequest::new(
         client.worker.meter.clone(),
         matched.endpoint,
         matched.deployment,
         arrived_us,
+        is_counted,
         client.upload.clone(),
     );
     let request = ClientRequest {
         method: &parts.method,
-        path: &ScoringTarget::path_and_query(parts)[matched.path_offset..],
+        path: &matched.path,
         headers: &parts.headers,
         id,
     };
@@ -108,12 +120,14 @@ async fn serve(
         // Dropping the request without an outcome counts it as `client_left`.
         Err(RequestError::ClientLeft) => Err(ProxyError::ClientLeft),
         Err(RequestError::Refusal(refusal)) => {
-            let deployment = Some(in_flight.deployment().name_header.clone());
-            in_flight.refuse(refusal);
-            Err(ProxyError::Refused(RefusedRequest {
+            let deployment = in_flight.deployment();
+            let refused = RefusedRequest {
                 refusal,
-                deployment,
-            }))
+                error_mapping: deployment.error_mapping,
+                deployment: Some(deployment.name_header.clone()),
+            };
+            in_flight.refuse(refusal);
+            Err(ProxyError::Refused(refused))
         }
     }
 }
@@ -134,52 +148,63 @@ async fn forward(
     let deadline_us = limits.first_byte(end_us, at_us);
     client.connection.deadline.borrow_mut().set(deadline_us);
     let (head, upstream) = send(client, in_flight, request, body, at_us).await?;
-    let (status, outcome) = client_status(head.status);
+    let mapping = in_flight.deployment().error_mapping;
+    let (status, outcome) = client_status(head.status, mapping);
     in_flight.begin_response(status, outcome)?;
     Ok((head, upstream))
 }
 
 /// Returns the client's status for a model's status, and the request's outcome.
-fn client_status(model_status: StatusCode) -> (StatusCode, RequestOutcome) {
-    match RequestOutcome::from_model_status(model_status) {
-        RequestOutcome::Success => (model_status, RequestOutcome::Success),
-        outcome => (StatusCode::FAILED_DEPENDENCY, outcome),
+fn client_status(model_status: StatusCode, mapping: ErrorMapping) -> (StatusCode, RequestOutcome) {
+    let outcome = RequestOutcome::from_model_status(model_status);
+    match (outcome, mapping) {
+        (RequestOutcome::Success, _) | (_, ErrorMapping::Pass) => (model_status, outcome),
+        (_, ErrorMapping::Azure) => (StatusCode::FAILED_DEPENDENCY, outcome),
     }
 }
 
 /// Finds the endpoint and deployment of a request that is allowed; counts those that are not.
-fn match_route(client: &Client, parts: &Parts) -> Result<RouteMatch, Refusal> {
+fn match_route<'a>(client: &Client, parts: &'a Parts) -> Result<RouteMatch<'a>, RefusedRequest> {
     let mut endpoint_name = "";
+    let mut error_mapping = ErrorMapping::default();
     let mut resolve = || {
         if let Some(token) = parts.method.as_str().strip_prefix('!') {
             let reason = HeadError::from_token(token).unwrap_or(HeadError::Malformed);
             return Err(Refusal::Head(reason));
         }
-        let target = ScoringTarget::parse(parts, client.worker.domain())?;
+        let target = Target::parse(parts, client.worker.domain())?;
         let endpoint = client
             .worker
             .endpoint(target.endpoint)
             .ok_or(Refusal::UnknownEndpoint)?;
+        // Without routes, other paths are as unknown as those of no endpoint.
+        endpoint.shares(target.kind)?;
         endpoint_name = target.endpoint;
-        if endpoint.auth == contract::resources::AuthMode::Key {
+        error_mapping = endpoint.error_mapping;
+        target.check_segments()?;
+        if endpoint.auth == AuthMode::Key {
             authorize(&endpoint, &parts.headers)?;
         }
-        let deployment = choose_deployment(&endpoint, &parts.headers)?;
+        let deployment = choose_deployment(&endpoint, target.kind, &parts.headers)?;
+        let path = match &endpoint.deployments[deployment].paths {
+            Some(paths) => paths.upstream_path(target.kind, target.path),
+            None => Cow::Borrowed(target.path),
+        };
         Ok(RouteMatch {
             endpoint,
             deployment,
-            path_offset: ScoringTarget::path_and_query(parts).len() - target.upstream_path.len(),
+            path,
         })
     };
-    let result = resolve();
-    if let Err(refusal) = &result {
-        count_refusal(
-            &client.worker.meter.shard,
-            endpoint_name,
-            refusal.status().as_u16(),
-        );
-    }
-    result
+    resolve().map_err(|refusal| {
+        let status = refusal.status(error_mapping).as_u16();
+        count_refusal(&client.worker.meter.shard, endpoint_name, status);
+        RefusedRequest {
+            refusal,
+            error_mapping,
+            deployment: None,
+        }
+    })
 }
 
 /// Gets the request onto an instance, immediately or through the queue; returns since when.
@@ -214,12 +239,11 @@ async fn acquire_instance(
         Ok(result) => return Ok(result?),
         Err(interrupt) => interrupt,
     };
+    let retry_after_secs = in_flight.deployment().retry_after_secs();
     Err(interrupt.into_error(if state.has_instances() {
-        Refusal::QueuedTooLong {
-            retry_after_secs: in_flight.deployment().retry_after_secs(),
-        }
+        Refusal::QueuedTooLong { retry_after_secs }
     } else {
-        Refusal::NoInstance
+        Refusal::NoInstance { retry_after_secs }
     }))
 }
 
@@ -230,7 +254,8 @@ fn build_response(
     (head, upstream): UpstreamResponse,
     id: &HeaderValue,
 ) -> Response<ResponseBody> {
-    let (status, outcome) = client_status(head.status);
+    let mapping = in_flight.deployment().error_mapping;
+    let (status, outcome) = client_status(head.status, mapping);
     let deployment = in_flight.deployment().name_header.clone();
     let body = Exchange::begin(client, in_flight, upstream, &head.headers);
     let mut response = Response::new(body);
@@ -241,7 +266,7 @@ fn build_response(
     headers.append(DEPLOYMENT, deployment);
     headers.append(REQUEST_ID, id.clone());
     if outcome != RequestOutcome::Success {
-        headers.append(MODEL_STATUS, HeaderValue::from(head.status.as_u16()));
+        mark_model_error(headers, head.status, mapping);
     }
     if let Some(reason) = head.reason {
         response.extensions_mut().insert(reason);
@@ -249,16 +274,22 @@ fn build_response(
     response
 }
 
-/// Returns the deployment that the request names, or else the traffic split's next.
-fn choose_deployment(endpoint: &Endpoint, headers: &HeaderMap) -> Result<usize, Refusal> {
+/// Returns the deployment that the request names, or else the next by the shares of its path.
+fn choose_deployment(
+    endpoint: &Endpoint,
+    kind: PathKind,
+    headers: &HeaderMap,
+) -> Result<usize, Refusal> {
     // Few requests name one, so scanning the few headers beats hashing two names.
     let find = |header: HeaderName| headers.iter().find(|(name, _)| **name == header);
     let named = find(DEPLOYMENT).or_else(|| find(AZURE_DEPLOYMENT));
     if let Some((_, name)) = named {
-        return endpoint
-            .deployment(name.as_bytes())
-            .ok_or(Refusal::UnknownDeployment);
+        let named = endpoint.deployment(name.as_bytes());
+        let named = named.ok_or(Refusal::UnknownDeployment)?;
+        return match endpoint.deployments[named].opens(kind) {
+            true => Ok(named),
+            false => Err(Refusal::UnknownPath),
+        };
     }
-    let split = endpoint.split.as_ref().ok_or(Refusal::NoTraffic)?;
-    Ok(split.pick(endpoint.split_count.fetch_add(1, Ordering::Relaxed)))
+    endpoint.shares(kind)?.pick()
 }

@@ -5,20 +5,20 @@
 //! an update copies only its own: the cost of an update must not grow with the number of endpoints.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use contract::ids::BUCKETS;
-use contract::resources::{AuthMode, ModelClientErrors};
+use contract::resources::{AuthMode, ErrorMapping, ModelClientErrors};
 use contract::route::{ANY_GATEWAY, DeploymentRoute, InstanceRoute, Route, RouteUpdate};
 use contract::{Bucket, EndpointKey, Name, Position, Uid};
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 
 use crate::admission::{DeploymentState, RoutedInstance};
 use crate::limits::TimeLimits;
-use crate::split::Split;
+use crate::paths::{DeploymentPaths, PathKind, PathShares, RoutedShares};
+use crate::reply::{RETRY_AFTER_SECS_MAX, Refusal};
 use crate::timer::now_us;
 
 /// Partitions that endpoints are distributed over. A power of two.
@@ -71,9 +71,12 @@ pub struct Endpoint {
     pub keys: Vec<[u8; 32]>,
     pub model_client_errors: ModelClientErrors,
     pub request_bytes_max: u64,
-    pub split: Option<Split>,
-    /// Requests that went through the split; shared by all snapshots of this incarnation.
-    pub split_count: Arc<AtomicU64>,
+    /// How requests are refused before a deployment is chosen: as by the one with the largest share.
+    pub error_mapping: ErrorMapping,
+    /// Of requests to `/score`; of all if no deployment has `routes`.
+    pub shares: PathShares,
+    /// Of other requests; `None` if no deployment has `routes`.
+    pub routed: Option<Box<RoutedShares>>,
     pub deployments: Vec<Deployment>,
 }
 
@@ -88,13 +91,30 @@ pub struct Deployment {
     /// Concurrent requests per instance, across all gateways.
     pub limit: u32,
     pub thresholds_us: Vec<u64>,
+    pub error_mapping: ErrorMapping,
+    /// Its `routes`, if it has any.
+    pub paths: Option<Box<DeploymentPaths>>,
     pub state: Arc<DeploymentState>,
 }
 
 impl Deployment {
     /// Seconds after which a refused client may retry, rounded up.
     pub fn retry_after_secs(&self) -> u64 {
-        self.queue_wait_us.div_ceil(1_000_000).max(1)
+        let secs = self.queue_wait_us.div_ceil(1_000_000);
+        secs.clamp(1, RETRY_AFTER_SECS_MAX)
+    }
+
+    pub fn opens(&self, kind: PathKind) -> bool {
+        match &self.paths {
+            Some(paths) => paths.opens(kind),
+            None => kind != PathKind::Other,
+        }
+    }
+
+    /// Whether requests with this method count in frames.
+    pub fn counts(&self, method: &Method) -> bool {
+        let paths = self.paths.as_ref();
+        paths.is_none_or(|paths| paths.counts(method))
     }
 }
 
@@ -150,6 +170,16 @@ impl Endpoint {
         self.deployments
             .iter()
             .position(|deployment| deployment.name_header.as_bytes() == name)
+    }
+
+    /// How requests for this kind of path are shared.
+    pub fn shares(&self, kind: PathKind) -> Result<&PathShares, Refusal> {
+        match (kind, &self.routed) {
+            (PathKind::Scoring, _) | (PathKind::BelowScoring, None) => Ok(&self.shares),
+            (PathKind::BelowScoring, Some(routed)) => Ok(&routed.below_scoring),
+            (PathKind::Other, Some(routed)) => Ok(&routed.other),
+            (PathKind::Other, None) => Err(Refusal::UnknownEndpoint),
+        }
     }
 }
 
@@ -294,7 +324,7 @@ impl Router {
         previous: Option<&Endpoint>,
     ) -> Endpoint {
         let previous = previous.filter(|previous| previous.uid == route.endpoint_uid);
-        let deployments = route
+        let deployments: Vec<Deployment> = route
             .deployments
             .iter()
             .map(|(name, deployment)| {
@@ -311,6 +341,24 @@ impl Router {
                 new_deployment(name, deployment, state)
             })
             .collect();
+        let shares = |kind, previous| {
+            let with_share = deployments.iter().zip(route.deployments.values());
+            let percentages = with_share
+                .map(|(deployment, route)| deployment.opens(kind).then_some(route.percent));
+            PathShares::new(percentages, previous)
+        };
+        let is_routed = deployments.iter().any(|d| d.paths.is_some());
+        let routed = is_routed.then(|| {
+            let previous = previous.and_then(|previous| previous.routed.as_deref());
+            Box::new(RoutedShares {
+                below_scoring: shares(
+                    PathKind::BelowScoring,
+                    previous.map(|routed| &routed.below_scoring),
+                ),
+                other: shares(PathKind::Other, previous.map(|routed| &routed.other)),
+            })
+        });
+        let by_share = route.deployments.values().max_by_key(|d| d.percent);
         Endpoint {
             uid: route.endpoint_uid,
             auth: route.auth,
@@ -321,9 +369,9 @@ impl Router {
                 .collect(),
             model_client_errors: route.model_client_errors,
             request_bytes_max: route.request_bytes_max,
-            split: Split::new(route.deployments.values().map(|d| d.percent)),
-            split_count: previous
-                .map_or_else(Arc::default, |previous| previous.split_count.clone()),
+            error_mapping: by_share.map_or_else(Default::default, |d| d.error_mapping),
+            shares: shares(PathKind::Scoring, previous.map(|previous| &previous.shares)),
+            routed,
             deployments,
         }
     }
@@ -397,6 +445,11 @@ fn new_deployment(name: &Name, route: &DeploymentRoute, state: Arc<DeploymentSta
         keep_alive_idle_us: settings.keep_alive_idle.millis() * 1000,
         limit: settings.max_concurrent_requests_per_instance,
         thresholds_us: route.latency_thresholds_us.clone(),
+        error_mapping: route.error_mapping,
+        paths: route
+            .routes
+            .as_ref()
+            .map(|routes| Box::new(DeploymentPaths::new(routes))),
         state,
     }
 }

@@ -353,7 +353,8 @@ impl Background {
     }
 
     fn publish(&self, frames: Vec<Frame>) {
-        self.metrics.observe(&frames);
+        let routes = self.shared.router.current().load();
+        self.metrics.observe(&frames, &routes);
         for frame in frames {
             self.deps.bus.publish_frame(Arc::new(frame));
         }

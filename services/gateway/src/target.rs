@@ -1,26 +1,27 @@
 //! Resolves a request to its endpoint, by path or host name, and checks its key.
 
-use http::HeaderMap;
 use http::header::{AUTHORIZATION, HOST};
 use http::request::Parts;
+use http::{HeaderMap, Method};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
+use crate::paths::PathKind;
 use crate::reply::Refusal;
 use crate::router::Endpoint;
 
 const PREFIX: &str = "/endpoints/";
-const SCORE: &str = "/score";
+const HEALTH: &str = "/healthz";
 
-/// The endpoint's name, and the path and query for the instance: what follows the name, from
-/// `/score` on.
+/// The endpoint's name, and what follows it: path and query.
 #[derive(Debug, PartialEq, Eq)]
-pub struct ScoringTarget<'a> {
+pub struct Target<'a> {
     pub endpoint: &'a str,
-    pub upstream_path: &'a str,
+    pub path: &'a str,
+    pub kind: PathKind,
 }
 
-impl<'a> ScoringTarget<'a> {
+impl<'a> Target<'a> {
     /// The request's path and query.
     pub fn path_and_query(parts: &Parts) -> &str {
         parts.uri.path_and_query().map_or("/", |path| path.as_str())
@@ -29,39 +30,44 @@ impl<'a> ScoringTarget<'a> {
     /// Finds the target in the path, or in the host name under `domain`.
     pub fn parse(parts: &'a Parts, domain: Option<&str>) -> Result<Self, Refusal> {
         let path = Self::path_and_query(parts);
-        let target = match path.strip_prefix(PREFIX) {
-            Some(tail) => {
-                let end = tail.find(['/', '?']).ok_or(Refusal::UnknownEndpoint)?;
-                let (endpoint, upstream_path) = tail.split_at(end);
-                Self {
-                    endpoint,
-                    upstream_path,
-                }
+        let (endpoint, path) = match path.strip_prefix(PREFIX) {
+            Some(tail) => tail.split_at(tail.find(['/', '?']).unwrap_or(tail.len())),
+            // Not the `*` of an OPTIONS request.
+            None if !path.starts_with('/') => return Err(Refusal::UnknownEndpoint),
+            None => {
+                let endpoint = host_endpoint(parts, domain);
+                (endpoint.ok_or(Refusal::UnknownEndpoint)?, path)
             }
-            None => Self {
-                endpoint: host_endpoint(parts, domain).ok_or(Refusal::UnknownEndpoint)?,
-                upstream_path: path,
-            },
         };
-        target.check()?;
-        Ok(target)
+        Ok(Self {
+            endpoint,
+            path,
+            kind: PathKind::of(path),
+        })
     }
 
-    fn check(&self) -> Result<(), Refusal> {
-        if self.upstream_path == SCORE {
+    /// Checks that the path does not lead out of what it begins with.
+    pub fn check_segments(&self) -> Result<(), Refusal> {
+        if self.kind == PathKind::Scoring {
             return Ok(());
         }
-        let suffix = self
-            .upstream_path
-            .strip_prefix(SCORE)
-            .filter(|suffix| suffix.starts_with(['/', '?']))
-            .ok_or(Refusal::UnknownEndpoint)?;
-        let path = suffix.split_once('?').map_or(suffix, |(path, _)| path);
+        let path = self
+            .path
+            .split_once('?')
+            .map_or(self.path, |(path, _)| path);
         if is_traversal(path) {
             return Err(Refusal::Path);
         }
         Ok(())
     }
+}
+
+/// Whether the request asks for the gateway's own health. A host name of an endpoint has all its paths for
+/// itself.
+pub fn is_health_check(parts: &Parts, domain: Option<&str>) -> bool {
+    parts.uri.path() == HEALTH
+        && matches!(parts.method, Method::GET | Method::HEAD)
+        && host_endpoint(parts, domain).is_none()
 }
 
 /// Rounds of percent-decoding to check: an instance behind its own proxy may see the path decoded
@@ -166,15 +172,21 @@ mod tests {
             ("http://other/endpoints/iris/score", "x", "iris", "/score"),
             ("/score", "iris.ml.example", "iris", "/score"),
             ("/score/a", "iris.ML.example:8080", "iris", "/score/a"),
+            ("/endpoints/iris/v1/x?y", "x", "iris", "/v1/x?y"),
+            ("/endpoints/iris/scores", "x", "iris", "/scores"),
+            ("/endpoints/iris?x", "x", "iris", "?x"),
+            ("/endpoints/iris", "x", "iris", ""),
+            ("/v1/x", "iris.ml.example", "iris", "/v1/x"),
         ];
-        for (uri, host, endpoint, upstream_path) in cases {
+        for (uri, host, endpoint, path) in cases {
             let parts = parts(uri, host);
-            let target = ScoringTarget::parse(&parts, Some("ml.example"));
+            let target = Target::parse(&parts, Some("ml.example"));
             assert_eq!(
                 target,
-                Ok(ScoringTarget {
+                Ok(Target {
                     endpoint,
-                    upstream_path
+                    path,
+                    kind: PathKind::of(path),
                 }),
                 "{uri} {host}"
             );
@@ -182,27 +194,23 @@ mod tests {
     }
 
     #[test]
-    fn other_paths_and_hosts_match_no_endpoint() {
+    fn other_hosts_match_no_endpoint() {
         for (uri, host) in [
             ("/", "x"),
-            ("/endpoints/iris", "x"),
-            ("/endpoints/iris/", "x"),
-            ("/endpoints/iris/scores", "x"),
-            ("/endpoints/iris/other", "x"),
             ("/score", "iris.other.example"),
             ("/score", "a.iris.ml.example"),
-            ("/other", "iris.ml.example"),
+            ("*", "iris.ml.example"),
         ] {
             let parts = parts(uri, host);
-            let target = ScoringTarget::parse(&parts, Some("ml.example"));
+            let target = Target::parse(&parts, Some("ml.example"));
             assert_eq!(target, Err(Refusal::UnknownEndpoint), "{uri} {host}");
         }
         let by_host = parts("/score", "iris.ml.example");
-        assert!(ScoringTarget::parse(&by_host, None).is_err());
+        assert!(Target::parse(&by_host, None).is_err());
     }
 
     #[test]
-    fn a_path_cannot_escape_from_the_scoring_path() {
+    fn a_path_cannot_lead_out_of_what_it_begins_with() {
         for suffix in [
             "/..",
             "/a/../../b",
@@ -220,11 +228,8 @@ mod tests {
             "/..%252fadmin",
         ] {
             let parts = parts(&format!("/endpoints/iris/score{suffix}"), "x");
-            assert_eq!(
-                ScoringTarget::parse(&parts, None),
-                Err(Refusal::Path),
-                "{suffix}"
-            );
+            let target = Target::parse(&parts, None).unwrap();
+            assert_eq!(target.check_segments(), Err(Refusal::Path), "{suffix}");
         }
         for suffix in [
             "/...",
@@ -236,7 +241,8 @@ mod tests {
             "/a?b=/../c",
         ] {
             let parts = parts(&format!("/endpoints/iris/score{suffix}"), "x");
-            assert!(ScoringTarget::parse(&parts, None).is_ok(), "{suffix}");
+            let target = Target::parse(&parts, None).unwrap();
+            assert_eq!(target.check_segments(), Ok(()), "{suffix}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `kind: Deployment`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -44,6 +44,13 @@ pub struct DeploymentSpec {
     /// Timeouts and concurrency.
     #[serde(default)]
     pub request_settings: RequestSettings,
+    /// Which paths of the endpoint are served, and the paths of an instance that they reach. By default
+    /// `/score` and what is below it, which reach the same paths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routes: Option<Routes>,
+    /// How failures are answered; azure by default.
+    #[serde(default, skip_serializing_if = "ErrorMapping::is_default")]
+    pub error_mapping: ErrorMapping,
     /// How long an instance that gets no new requests may take to finish those in flight, before it is
     /// stopped regardless; the longest that a request may take by default. 0s to 1d.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -149,8 +156,8 @@ pub struct SecretRef {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RequestSettings {
     /// Maximum time from the dispatch of a request to the first byte of the response, not counting the time
-    /// in which its body is sent; 408 if exceeded. Without `maxDuration` it is also the maximum time to the
-    /// last byte, the sending of the body included. 1ms to 1h; 5s by default.
+    /// in which its body is sent; 408 if exceeded, or 504 with `errorMapping: pass`. Without `maxDuration` it
+    /// is also the maximum time to the last byte, the sending of the body included. 1ms to 1h; 5s by default.
     pub timeout: Span,
     /// Maximum time without a byte of the response, or of a request's body while it is received. 1ms to 1h;
     /// by default 60s if `maxDuration` is set, and unlimited otherwise.
@@ -205,6 +212,91 @@ impl Default for RequestSettings {
             max_queue_wait: Span::from_millis(500),
             keep_alive_idle: KEEP_ALIVE_IDLE_DEFAULT,
         }
+    }
+}
+
+/// Which paths of the endpoint reach which paths of an instance. Queries are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Routes {
+    /// The path that `/score` reaches, beginning with `/`; `/score` by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scoring: Option<String>,
+    /// What every other path is appended to, beginning with `/`; with `/`, it reaches the same path. By
+    /// default no other path is served, except what is below `/score` if `scoring` is not set either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// The methods whose requests count in metrics, besides POST: as requests, in error ratios, in
+    /// latencies. Requests with other methods are served too, and occupy an instance while they are in
+    /// flight.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub counted_methods: BTreeSet<HttpMethod>,
+}
+
+impl Routes {
+    /// Whether what is below `/score` reaches the same paths, as without any routes.
+    pub fn keeps_below_scoring(&self) -> bool {
+        self.scoring.is_none() && self.prefix.is_none()
+    }
+}
+
+/// A method of HTTP.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum HttpMethod {
+    /// Reads.
+    Get,
+    /// Reads the headers only.
+    Head,
+    /// Sends data to be processed.
+    Post,
+    /// Stores or replaces.
+    Put,
+    /// Changes a part.
+    Patch,
+    /// Removes.
+    Delete,
+    /// Asks what is possible.
+    Options,
+    /// Asks for the request as it was received.
+    Trace,
+}
+
+impl HttpMethod {
+    /// The method as it is written in a request.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
+            Self::Options => "OPTIONS",
+            Self::Trace => "TRACE",
+        }
+    }
+}
+
+/// How failures are answered. What counts as good or bad does not depend on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ErrorMapping {
+    /// As Azure does: an error of the model is 424, with the model's status in `penstock-model-status`, and
+    /// its timeout 408. Errors of Penstock itself are problem documents.
+    #[default]
+    Azure,
+    /// The model's own status, with `penstock-error-code: model-error`; its timeout is 504. Errors of
+    /// Penstock itself have the shape of OpenAI's, `{"error": {"message", "type", "code"}}`.
+    Pass,
+}
+
+impl ErrorMapping {
+    /// Whether it is what a document gets that does not name one.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 

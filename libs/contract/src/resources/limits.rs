@@ -39,6 +39,8 @@ pub const PROBE_SPAN_MAX: Span = Span::from_secs(3600);
 pub const PROBE_THRESHOLD_MAX: u32 = 10_000;
 /// Maximum length of a probe's path.
 pub const PROBE_PATH_BYTES_MAX: usize = 1024;
+/// Maximum length of a path in `routes`.
+pub const ROUTE_PATH_BYTES_MAX: usize = 1024;
 /// Maximum length of the name of a gRPC service in a probe: one byte holds the length.
 pub const PROBE_SERVICE_BYTES_MAX: usize = 120;
 /// Maximum of an endpoint's request body limit: 1 GiB.

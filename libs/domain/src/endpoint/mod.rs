@@ -104,13 +104,15 @@ fn needs_new_instances(old: &DeploymentSpec, new: &DeploymentSpec) -> bool {
     instance_part(old) != instance_part(new)
 }
 
-/// The spec as far as it requires other instances. Their number, how requests reach them and how long the
-/// next ones may take to start can change without replacing them; everything else requires new ones, probes
-/// included, since an instance is watched by the probes that it was started with.
+/// The spec as far as it requires other instances. Their number, how requests reach them and are answered,
+/// and how long the next ones may take to start can change without replacing them; everything else requires
+/// new ones, probes included, since an instance is watched by the probes that it was started with.
 fn instance_part(spec: &DeploymentSpec) -> DeploymentSpec {
     DeploymentSpec {
         instances: 0,
         request_settings: RequestSettings::default(),
+        routes: None,
+        error_mapping: Default::default(),
         drain_timeout: Default::default(),
         startup_timeout: Default::default(),
         ..spec.clone()

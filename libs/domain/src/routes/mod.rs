@@ -161,6 +161,8 @@ fn deployment_route(
         uid: deployment.uid,
         percent,
         request_settings: settings.clone(),
+        routes: deployment.spec.routes.clone(),
+        error_mapping: deployment.spec.error_mapping,
         latency_thresholds_us: Vec::new(),
         instances: routed.collect(),
     }

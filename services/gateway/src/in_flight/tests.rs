@@ -8,6 +8,7 @@ use http::HeaderValue;
 
 use super::*;
 use crate::admission::{DeploymentState, RoutedInstance};
+use crate::paths::PathShares;
 use crate::shard::Shard;
 
 const SLOT: usize = 0;
@@ -38,6 +39,8 @@ impl TestDeployment {
             keep_alive_idle_us: 1,
             limit: 1,
             thresholds_us: Vec::new(),
+            error_mapping: Default::default(),
+            paths: None,
             state,
         };
         let endpoint = Endpoint {
@@ -46,8 +49,9 @@ impl TestDeployment {
             keys: Vec::new(),
             model_client_errors: ModelClientErrors::default(),
             request_bytes_max: 0,
-            split: None,
-            split_count: Arc::default(),
+            error_mapping: Default::default(),
+            shares: PathShares::new(std::iter::empty(), None),
+            routed: None,
             deployments: vec![deployment],
         };
         let meter = WorkerMeter {
@@ -62,7 +66,7 @@ impl TestDeployment {
 
     fn in_flight(&self) -> InFlightRequest {
         let (meter, endpoint) = (self.meter.clone(), self.endpoint.clone());
-        InFlightRequest::new(meter, endpoint, 0, now_us(), Rc::default())
+        InFlightRequest::new(meter, endpoint, 0, now_us(), true, Rc::default())
     }
 
     fn admitted(&self) -> InFlightRequest {

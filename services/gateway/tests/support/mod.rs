@@ -17,7 +17,7 @@ use std::time::Duration;
 use bus::{Bus, LocalBus};
 use bytes::Bytes;
 use contract::frame::{AtOrBelow, DeploymentFrame, Frame, Outcomes, StatusClasses};
-use contract::resources::{AuthMode, ModelClientErrors, RequestSettings};
+use contract::resources::{AuthMode, ErrorMapping, ModelClientErrors, RequestSettings, Routes};
 use contract::route::{DeploymentRoute, InstanceRoute, Route, RouteUpdate};
 use contract::time::Span;
 use contract::{EndpointKey, Position, Uid};
@@ -77,6 +77,8 @@ pub struct Settings {
     pub model_client_errors: ModelClientErrors,
     pub request: RequestSettings,
     pub thresholds_us: Vec<u64>,
+    pub routes: Option<Routes>,
+    pub error_mapping: ErrorMapping,
 }
 
 impl Settings {
@@ -102,6 +104,8 @@ impl Default for Settings {
                 ..RequestSettings::default()
             },
             thresholds_us: Vec::new(),
+            routes: None,
+            error_mapping: ErrorMapping::Azure,
         }
     }
 }
@@ -153,6 +157,8 @@ pub fn route(
         )),
         percent,
         request_settings: settings.request.clone(),
+        routes: settings.routes.clone(),
+        error_mapping: settings.error_mapping,
         latency_thresholds_us: settings.thresholds_us.clone(),
         instances: entries
             .iter()
@@ -443,9 +449,13 @@ impl TestResponse {
     pub fn code(&self) -> &str {
         let code = self.header("penstock-error-code");
         if !code.is_empty() {
-            let problem: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
-            assert_eq!(problem["code"], code);
-            assert_eq!(problem["status"], self.status.as_u16());
+            let body: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
+            if let Some(error) = body.get("error") {
+                assert_eq!(error["code"], code);
+            } else {
+                assert_eq!(body["code"], code);
+                assert_eq!(body["status"], self.status.as_u16());
+            }
         }
         code
     }

@@ -341,6 +341,8 @@ impl RequestFraming {
                     }
                 }
                 Self::Head(head) => {
+                    // Passed on: the HTTP server skips them too.
+                    at += head.skip_empty_lines(&bytes[at..]);
                     let end = match head.find_end(&bytes[at..]) {
                         Ok(Some(end)) => end,
                         Ok(None) => return Ok(at),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
-use crate::resources::{AuthMode, ModelClientErrors, RequestSettings};
+use crate::resources::{AuthMode, Authorization, ModelClientErrors, RequestSettings};
 
 /// A message on the routes topic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,6 +59,9 @@ pub struct DeploymentRoute {
     pub percent: u8,
     /// Timeouts and concurrency.
     pub request_settings: RequestSettings,
+    /// What instances get of a client's `authorization` header.
+    #[serde(default, skip_serializing_if = "Authorization::is_default")]
+    pub authorization: Authorization,
     /// Latency thresholds of objectives, in microseconds. Frames hold exact counts for them.
     pub latency_thresholds_us: Vec<u64>,
     /// Instances that accept requests or are still draining.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bus::{Bus, LocalBus};
-use contract::resources::{AuthMode, ModelClientErrors, RequestSettings};
+use contract::resources::{AuthMode, Authorization, ModelClientErrors, RequestSettings};
 use contract::route::{DeploymentRoute, InstanceRoute, Route, RouteUpdate};
 use contract::time::Span;
 use contract::{EndpointKey, Name, Position, Uid};
@@ -80,6 +80,7 @@ fn deployment(
             max_queue_wait: Span::from_millis(500),
             ..RequestSettings::default()
         },
+        authorization: Authorization::Strip,
         latency_thresholds_us: Vec::new(),
         instances: vec![instance],
     };

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use crate::body::Upload;
+use crate::forwarded::Peer;
 use crate::guard::ConnectionState;
 use crate::reply::Refusal;
 use crate::worker::Worker;
@@ -14,6 +15,7 @@ use crate::worker::Worker;
 pub struct Client {
     pub worker: Rc<Worker>,
     pub connection: Rc<ConnectionState>,
+    pub peer: Peer,
     pub upload: Rc<Upload>,
 }
 
@@ -46,10 +48,11 @@ impl Interrupt {
 }
 
 impl Client {
-    pub fn new(worker: Rc<Worker>, connection: Rc<ConnectionState>) -> Self {
+    pub fn new(worker: Rc<Worker>, connection: Rc<ConnectionState>, peer: Peer) -> Self {
         Self {
             worker,
             connection,
+            peer,
             upload: Rc::default(),
         }
     }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use runtime::descriptors::Descriptors;
 
 /// Maximum size of a request head (request line and headers); larger heads are answered with 431.
@@ -28,6 +29,8 @@ pub struct Config {
     pub data: Option<PathBuf>,
     /// Endpoints are also addressed by host name, `{endpoint}.<domain>`.
     pub domain: Option<String>,
+    /// Addresses of proxies that are believed what they say about the client. None by default.
+    pub trusted_proxies: Vec<IpNet>,
     /// Maximum number of client connections, if there are enough descriptors. At the limit, the
     /// connection that has been idle longest is closed for a new one; if none is idle, new ones are
     /// refused.
@@ -58,6 +61,7 @@ impl Config {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             data: None,
             domain: None,
+            trusted_proxies: Vec::new(),
             connections_max: 10_000,
             descriptors: Descriptors::default(),
             head_timeout: Duration::from_secs(10),

@@ -43,6 +43,7 @@ mod config;
 mod cut;
 mod early_frames;
 mod exchange;
+mod forwarded;
 mod framing;
 mod guard;
 mod hop_by_hop;

@@ -3,16 +3,19 @@
 //! Invariants: nothing is sent to an instance without a slot on it; when this future or the
 //! response body is dropped, the connection to the instance closes and the slot is released.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use http::header::LOCATION;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use crate::client::{Client, RequestError};
 use crate::exchange::{Exchange, ResponseBody};
+use crate::forwarded::Origin;
 use crate::framing::HeadError;
 use crate::in_flight::InFlightRequest;
 use crate::outcome::RequestOutcome;
@@ -63,8 +66,8 @@ pub async fn handle(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, ClientLeft> {
     client.connection.begin_response();
-    let id = client.worker.request_id();
     let (mut parts, incoming) = request.into_parts();
+    let id = client_request_id(&parts.headers).unwrap_or_else(|| client.worker.request_id());
     let result = serve(&client, &parts, incoming, &id).await;
     parts.headers.clear();
     client.worker.spare_headers.replace(parts.headers);
@@ -97,14 +100,22 @@ async fn serve(
         arrived_us,
         client.upload.clone(),
     );
+    let path_and_query = ScoringTarget::path_and_query(parts);
+    let (prefix, path) = path_and_query.split_at(matched.path_offset);
     let request = ClientRequest {
         method: &parts.method,
-        path: &ScoringTarget::path_and_query(parts)[matched.path_offset..],
+        path,
         headers: &parts.headers,
         id,
+        origin: Origin {
+            peer: &client.peer,
+            authority: parts.uri.authority().map(|host| host.as_str()),
+            prefix,
+        },
+        passes_authorization: in_flight.deployment().passes_authorization,
     };
     match forward(client, &mut in_flight, &request, incoming).await {
-        Ok(response) => Ok(build_response(client, in_flight, response, id)),
+        Ok(response) => Ok(build_response(client, in_flight, response, &request)),
         // Dropping the request without an outcome counts it as `client_left`.
         Err(RequestError::ClientLeft) => Err(ProxyError::ClientLeft),
         Err(RequestError::Refusal(refusal)) => {
@@ -149,7 +160,7 @@ fn client_status(model_status: StatusCode) -> (StatusCode, RequestOutcome) {
 
 /// Finds the endpoint and deployment of a request that is allowed; counts those that are not.
 fn match_route(client: &Client, parts: &Parts) -> Result<RouteMatch, Refusal> {
-    let mut endpoint_name = "";
+    let mut endpoint_name = Cow::Borrowed("");
     let mut resolve = || {
         if let Some(token) = parts.method.as_str().strip_prefix('!') {
             let reason = HeadError::from_token(token).unwrap_or(HeadError::Malformed);
@@ -158,7 +169,7 @@ fn match_route(client: &Client, parts: &Parts) -> Result<RouteMatch, Refusal> {
         let target = ScoringTarget::parse(parts, client.worker.domain())?;
         let endpoint = client
             .worker
-            .endpoint(target.endpoint)
+            .endpoint(&target.endpoint)
             .ok_or(Refusal::UnknownEndpoint)?;
         endpoint_name = target.endpoint;
         if endpoint.auth == contract::resources::AuthMode::Key {
@@ -175,7 +186,7 @@ fn match_route(client: &Client, parts: &Parts) -> Result<RouteMatch, Refusal> {
     if let Err(refusal) = &result {
         count_refusal(
             &client.worker.meter.shard,
-            endpoint_name,
+            &endpoint_name,
             refusal.status().as_u16(),
         );
     }
@@ -227,9 +238,14 @@ async fn acquire_instance(
 fn build_response(
     client: &Rc<Client>,
     in_flight: InFlightRequest,
-    (head, upstream): UpstreamResponse,
-    id: &HeaderValue,
+    (mut head, upstream): UpstreamResponse,
+    request: &ClientRequest<'_>,
 ) -> Response<ResponseBody> {
+    if head.status != StatusCode::OK
+        && let Ok(instance) = in_flight.instance()
+    {
+        rewrite_location(&mut head.headers, &instance.address, request.origin.prefix);
+    }
     let (status, outcome) = client_status(head.status);
     let deployment = in_flight.deployment().name_header.clone();
     let body = Exchange::begin(client, in_flight, upstream, &head.headers);
@@ -239,7 +255,7 @@ fn build_response(
     // None of these is present yet: an instance's own values are dropped.
     let headers = response.headers_mut();
     headers.append(DEPLOYMENT, deployment);
-    headers.append(REQUEST_ID, id.clone());
+    headers.append(REQUEST_ID, request.id.clone());
     if outcome != RequestOutcome::Success {
         headers.append(MODEL_STATUS, HeaderValue::from(head.status.as_u16()));
     }
@@ -247,6 +263,44 @@ fn build_response(
         response.extensions_mut().insert(reason);
     }
     response
+}
+
+/// Maximum length of a client's own request id.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// Returns the client's own id of the request if it is well-formed. It is for the client and the instance; Penstock
+/// itself must not rely on it.
+fn client_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut ids = headers.iter().filter(|(name, _)| **name == REQUEST_ID);
+    let (_, id) = ids.next()?;
+    let is_valid = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
+    let is_well_formed = (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())
+        && id.as_bytes().iter().all(is_valid)
+        && ids.next().is_none();
+    is_well_formed.then(|| id.clone())
+}
+
+/// Makes a location at the instance's own address one at the endpoint, on the host that the client knows.
+fn rewrite_location(headers: &mut HeaderMap, address: &str, prefix: &str) {
+    let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
+    let Some(rest) = location.and_then(|location| own_path(location, address)) else {
+        return;
+    };
+    let slash = if rest.starts_with('/') { "" } else { "/" };
+    if let Ok(value) = HeaderValue::try_from(format!("{prefix}{slash}{rest}")) {
+        headers.insert(LOCATION, value);
+    }
+}
+
+/// What follows the address in a location there.
+fn own_path<'a>(location: &'a str, address: &str) -> Option<&'a str> {
+    let (scheme, rest) = location.split_at_checked("http://".len())?;
+    let (host, path) = rest.split_at_checked(address.len())?;
+    let is_own = scheme.eq_ignore_ascii_case("http://")
+        && host.eq_ignore_ascii_case(address)
+        && (path.is_empty() || path.starts_with(['/', '?', '#']));
+    // Without the address, two slashes would begin a host name.
+    (is_own && !path.starts_with("//")).then_some(path)
 }
 
 /// Returns the deployment that the request names, or else the traffic split's next.

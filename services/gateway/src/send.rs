@@ -12,6 +12,7 @@ use runtime::descriptors::is_shortage;
 
 use crate::body::{RequestBody, UploadError};
 use crate::client::{Client, Interrupt, RequestError};
+use crate::forwarded::Origin;
 use crate::in_flight::InFlightRequest;
 use crate::instance::Instance;
 use crate::reply::Refusal;
@@ -36,6 +37,8 @@ pub struct ClientRequest<'a> {
     pub path: &'a str,
     pub headers: &'a HeaderMap,
     pub id: &'a HeaderValue,
+    pub origin: Origin<'a>,
+    pub passes_authorization: bool,
 }
 
 impl<'a> ClientRequest<'a> {
@@ -51,6 +54,8 @@ impl<'a> ClientRequest<'a> {
             headers: self.headers,
             host: &instance.host,
             id: self.id,
+            origin: self.origin,
+            passes_authorization: self.passes_authorization,
         }
     }
 }

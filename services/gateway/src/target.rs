@@ -1,5 +1,7 @@
 //! Resolves a request to its endpoint, by path or host name, and checks its key.
 
+use std::borrow::Cow;
+
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HOST};
 use http::request::Parts;
@@ -16,7 +18,7 @@ const SCORE: &str = "/score";
 /// `/score` on.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ScoringTarget<'a> {
-    pub endpoint: &'a str,
+    pub endpoint: Cow<'a, str>,
     pub upstream_path: &'a str,
 }
 
@@ -34,7 +36,7 @@ impl<'a> ScoringTarget<'a> {
                 let end = tail.find(['/', '?']).ok_or(Refusal::UnknownEndpoint)?;
                 let (endpoint, upstream_path) = tail.split_at(end);
                 Self {
-                    endpoint,
+                    endpoint: endpoint.into(),
                     upstream_path,
                 }
             }
@@ -106,17 +108,24 @@ fn percent_decode(path: &mut Vec<u8>) -> bool {
     from != to
 }
 
-fn host_endpoint<'a>(parts: &'a Parts, domain: Option<&str>) -> Option<&'a str> {
+/// The endpoint that the host name under `domain` names, without regard to case or a dot at the end.
+fn host_endpoint<'a>(parts: &'a Parts, domain: Option<&str>) -> Option<Cow<'a, str>> {
     let domain = domain?;
     let host = match parts.uri.host() {
         Some(host) => host,
         None => parts.headers.get(HOST)?.to_str().ok()?,
     };
     let host = host.split_once(':').map_or(host, |(host, _)| host);
+    let host = host.strip_suffix('.').unwrap_or(host);
     let (endpoint, parent_domain) = host.split_once('.')?;
-    parent_domain
-        .eq_ignore_ascii_case(domain)
-        .then_some(endpoint)
+    if !parent_domain.eq_ignore_ascii_case(domain) {
+        return None;
+    }
+    // Endpoints have lower-case names.
+    Some(match endpoint.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => endpoint.to_ascii_lowercase().into(),
+        false => endpoint.into(),
+    })
 }
 
 /// Checks that the request carries one of the endpoint's keys. Every key is compared in full, in
@@ -166,6 +175,9 @@ mod tests {
             ("http://other/endpoints/iris/score", "x", "iris", "/score"),
             ("/score", "iris.ml.example", "iris", "/score"),
             ("/score/a", "iris.ML.example:8080", "iris", "/score/a"),
+            ("/score", "Iris.ml.example.", "iris", "/score"),
+            ("/score", "iris.ml.example.:80", "iris", "/score"),
+            ("/endpoints/Iris/score", "x", "Iris", "/score"),
         ];
         for (uri, host, endpoint, upstream_path) in cases {
             let parts = parts(uri, host);
@@ -173,7 +185,7 @@ mod tests {
             assert_eq!(
                 target,
                 Ok(ScoringTarget {
-                    endpoint,
+                    endpoint: endpoint.into(),
                     upstream_path
                 }),
                 "{uri} {host}"
@@ -191,6 +203,7 @@ mod tests {
             ("/endpoints/iris/other", "x"),
             ("/score", "iris.other.example"),
             ("/score", "a.iris.ml.example"),
+            ("/score", "iris.ml.example.."),
             ("/other", "iris.ml.example"),
         ] {
             let parts = parts(uri, host);

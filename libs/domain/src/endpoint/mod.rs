@@ -111,6 +111,7 @@ fn instance_part(spec: &DeploymentSpec) -> DeploymentSpec {
     DeploymentSpec {
         instances: 0,
         request_settings: RequestSettings::default(),
+        authorization: Default::default(),
         drain_timeout: Default::default(),
         startup_timeout: Default::default(),
         ..spec.clone()

@@ -161,6 +161,7 @@ fn deployment_route(
         uid: deployment.uid,
         percent,
         request_settings: settings.clone(),
+        authorization: deployment.spec.authorization,
         latency_thresholds_us: Vec::new(),
         instances: routed.collect(),
     }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use bus::{Bus, LocalBus};
 use bytes::Bytes;
 use contract::frame::{AtOrBelow, DeploymentFrame, Frame, Outcomes, StatusClasses};
-use contract::resources::{AuthMode, ModelClientErrors, RequestSettings};
+use contract::resources::{AuthMode, Authorization, ModelClientErrors, RequestSettings};
 use contract::route::{DeploymentRoute, InstanceRoute, Route, RouteUpdate};
 use contract::time::Span;
 use contract::{EndpointKey, Position, Uid};
@@ -76,6 +76,7 @@ pub struct Settings {
     pub body_max: u64,
     pub model_client_errors: ModelClientErrors,
     pub request: RequestSettings,
+    pub authorization: Authorization,
     pub thresholds_us: Vec<u64>,
 }
 
@@ -101,6 +102,7 @@ impl Default for Settings {
                 max_queue_wait: Span::from_secs(5),
                 ..RequestSettings::default()
             },
+            authorization: Authorization::default(),
             thresholds_us: Vec::new(),
         }
     }
@@ -153,6 +155,7 @@ pub fn route(
         )),
         percent,
         request_settings: settings.request.clone(),
+        authorization: settings.authorization,
         latency_thresholds_us: settings.thresholds_us.clone(),
         instances: entries
             .iter()

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use cli::client::config::default_data_dir;
 use contract::time::Span;
+use ipnet::IpNet;
 
 use super::service::Service;
 
@@ -99,6 +100,16 @@ pub struct ServeArgs {
     /// Find endpoints by host name too: `{endpoint}.DOMAIN/score` is `/endpoints/{endpoint}/score`
     #[arg(long, value_name = "DOMAIN", env = "PENSTOCK_GATEWAY_DOMAIN", value_parser = domain)]
     pub gateway_domain: Option<String>,
+    /// Proxies before the gateway, as CIDR,…: what they say in x-forwarded-* and forwarded is passed on, and
+    /// their address added. Of other clients it is dropped
+    #[arg(
+        long,
+        value_name = "CIDR,…",
+        env = "PENSTOCK_TRUSTED_PROXIES",
+        value_delimiter = ',',
+        value_parser = network
+    )]
+    pub trusted_proxies: Vec<IpNet>,
     /// Where a process without control serves health and metrics, and an actuator its instances' logs
     #[arg(
         long,
@@ -167,6 +178,14 @@ fn host(text: &str) -> Result<String, String> {
     ))
 }
 
+/// Parses a network; an address alone is one.
+fn network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from).ok();
+    text.parse::<IpNet>().ok().or_else(address).ok_or_else(|| {
+        format!("`{text}` is not a network; write an address and the length of its prefix, such as 10.0.0.0/8")
+    })
+}
+
 /// Parses a domain: what follows the endpoint's name and a dot in a Host header.
 fn domain(text: &str) -> Result<String, String> {
     let label = |label: &str| {
@@ -217,6 +236,22 @@ mod tests {
         ] {
             let refused = host(invalid).unwrap_err();
             assert!(refused.contains("such as 10.0.0.7"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_a_prefix_or_an_address() {
+        for (text, network_of) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("10.0.0.7", "10.0.0.7/32"),
+            ("fd00::/8", "fd00::/8"),
+            ("::1", "::1/128"),
+        ] {
+            assert_eq!(network(text).unwrap().to_string(), network_of);
+        }
+        for invalid in ["", "10.0.0.0/33", "10.0.0.0/8/8", "proxy.example.com"] {
+            let refused = network(invalid).unwrap_err();
+            assert!(refused.contains("such as 10.0.0.0/8"), "{refused}");
         }
     }
 

@@ -52,6 +52,8 @@ pub struct ConnectionState {
     /// Whether it is being closed to make way for another connection.
     pub is_closing: Cell<bool>,
     stream: RefCell<TcpStream>,
+    /// Whether nothing of the current response has been written yet, if it is a streamed one.
+    is_unwritten: Cell<bool>,
     /// Whether the client has already sent more than the current request, so it is still connected.
     has_pipelined_data: Cell<bool>,
     /// When to check next whether a client that is still uploading has disconnected.
@@ -70,6 +72,7 @@ impl ConnectionState {
             wakes: WakeCoalescer::default(),
             is_closing: Cell::default(),
             stream: RefCell::new(stream),
+            is_unwritten: Cell::default(),
             has_pipelined_data: Cell::default(),
             next_check: RefCell::default(),
         }
@@ -86,6 +89,16 @@ impl ConnectionState {
         if self.is_responding() {
             self.phase.set(ConnectionPhase::Reading);
         }
+    }
+
+    /// Called when the head of a streamed response is handed over.
+    pub fn begin_stream(&self) {
+        self.is_unwritten.set(true);
+    }
+
+    /// Whether nothing of the streamed response has been written yet. Its task is woken once something has.
+    pub fn is_unwritten(&self) -> bool {
+        self.is_unwritten.get()
     }
 
     /// Makes the close of the connection a reset, so that the client cannot take it for the end of the
@@ -290,6 +303,9 @@ impl Guard {
     ) -> Poll<io::Result<usize>> {
         if written.is_pending() {
             return self.poll_write_timeout(cx);
+        }
+        if self.connection.is_unwritten.replace(false) {
+            cx.waker().wake_by_ref();
         }
         self.write_deadline.clear();
         written

@@ -22,7 +22,7 @@ use crate::outcome::RequestOutcome;
 use crate::receive::receive_body;
 use crate::reply::{AZURE_DEPLOYMENT, DEPLOYMENT, MODEL_STATUS, REQUEST_ID, Refusal};
 use crate::router::Endpoint;
-use crate::send::{ClientRequest, UpstreamResponse, send};
+use crate::send::{ClientRequest, UpstreamResponse, await_body, send};
 use crate::shard::count_refusal;
 use crate::target::{ScoringTarget, authorize};
 use crate::timer::now_us;
@@ -144,7 +144,10 @@ async fn forward(
     client.connection.request_end_us.set(Some(end_us));
     let deadline_us = limits.first_byte(end_us, at_us);
     client.connection.deadline.borrow_mut().set(deadline_us);
-    let (head, upstream) = send(client, in_flight, request, body, at_us).await?;
+    let (head, mut upstream) = send(client, in_flight, request, body, at_us).await?;
+    if !upstream.is_begun() {
+        Box::pin(await_body(client, in_flight, &mut upstream)).await?;
+    }
     let (status, outcome) = client_status(head.status);
     in_flight.begin_response(status, outcome)?;
     Ok((head, upstream))

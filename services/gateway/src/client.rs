@@ -72,6 +72,14 @@ impl Client {
         disconnected.map(|()| Interrupt::ClientLeft)
     }
 
+    /// Whether the current request's body is left behind if its response ends now, so that no other request can
+    /// follow on the connection.
+    pub fn leaves_body(&self) -> bool {
+        // What has arrived of a body of known length is skipped.
+        self.upload.is_incomplete()
+            && (self.connection.is_receiving() || !self.upload.is_length_known())
+    }
+
     /// Waits until `poll` is ready, the deadline passes or the client disconnects.
     pub async fn wait<T>(
         &self,

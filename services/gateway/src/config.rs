@@ -11,9 +11,9 @@ use runtime::descriptors::Descriptors;
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Maximum number of request headers; more are answered with 431.
 pub const HEADERS_MAX: usize = 100;
-/// Bodies of known length up to this size are read in full before an instance is chosen: a slow
-/// sender then occupies no instance, and the request can be resent where that is safe.
-pub const REPLAY_BYTES_MAX: u64 = 64 * 1024;
+/// Bodies of known length up to this size are always read in full before an instance is chosen, however
+/// much is buffered for others.
+pub const SMALL_BODY_BYTES_MAX: u64 = 64 * 1024;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -31,6 +31,9 @@ pub struct Config {
     pub domain: Option<String>,
     /// Addresses of proxies that are believed what they say about the client. None by default.
     pub trusted_proxies: Vec<IpNet>,
+    /// How much of a body of known length is received before an instance is chosen: a slow sender occupies
+    /// none until then, and a body that is no longer can be sent again where that is safe.
+    pub upload_buffer_bytes: u64,
     /// Maximum number of client connections, if there are enough descriptors. At the limit, the
     /// connection that has been idle longest is closed for a new one; if none is idle, new ones are
     /// refused.
@@ -62,6 +65,7 @@ impl Config {
             data: None,
             domain: None,
             trusted_proxies: Vec::new(),
+            upload_buffer_bytes: 1 << 20,
             connections_max: 10_000,
             descriptors: Descriptors::default(),
             head_timeout: Duration::from_secs(10),

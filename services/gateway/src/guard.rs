@@ -52,6 +52,8 @@ pub struct ConnectionState {
     /// Whether it is being closed to make way for another connection.
     pub is_closing: Cell<bool>,
     stream: RefCell<TcpStream>,
+    /// Whether more of the current request's body is to arrive.
+    is_receiving: Cell<bool>,
     /// Whether nothing of the current response has been written yet, if it is a streamed one.
     is_unwritten: Cell<bool>,
     /// Whether the client has already sent more than the current request, so it is still connected.
@@ -72,6 +74,7 @@ impl ConnectionState {
             wakes: WakeCoalescer::default(),
             is_closing: Cell::default(),
             stream: RefCell::new(stream),
+            is_receiving: Cell::default(),
             is_unwritten: Cell::default(),
             has_pipelined_data: Cell::default(),
             next_check: RefCell::default(),
@@ -89,6 +92,11 @@ impl ConnectionState {
         if self.is_responding() {
             self.phase.set(ConnectionPhase::Reading);
         }
+    }
+
+    /// Whether more of the current request's body is to arrive.
+    pub fn is_receiving(&self) -> bool {
+        self.is_receiving.get()
     }
 
     /// Called when the head of a streamed response is handed over.
@@ -461,6 +469,8 @@ impl AsyncRead for Guard {
                 this.ready_len = this.framing.check(&this.buffer)?;
                 0
             };
+            let is_receiving = !matches!(this.framing, RequestFraming::Head(_));
+            this.connection.is_receiving.set(is_receiving);
             if this.ready_len > 0 || checked > 0 {
                 this.connection.has_pipelined_data.set(false);
                 this.read_deadline.clear();

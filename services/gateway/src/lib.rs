@@ -68,6 +68,7 @@ mod socket;
 mod split;
 mod target;
 mod timer;
+mod upload_buffers;
 mod upstream;
 mod wake_coalescer;
 mod worker;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use http::header::LOCATION;
+use http::header::{CONNECTION, LOCATION};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -67,6 +67,7 @@ pub async fn handle(
 ) -> Result<Response<ResponseBody>, ClientLeft> {
     client.connection.begin_response();
     let (mut parts, incoming) = request.into_parts();
+    client.upload.begin(&incoming);
     let id = client_request_id(&parts.headers).unwrap_or_else(|| client.worker.request_id());
     let result = serve(&client, &parts, incoming, &id).await;
     parts.headers.clear();
@@ -81,6 +82,10 @@ pub async fn handle(
     if let Some(deployment) = refused.deployment {
         response.headers_mut().insert(DEPLOYMENT, deployment);
     }
+    if client.leaves_body() {
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(response.map(|body| ResponseBody::Full(Some(body.into()))))
 }
 
@@ -92,7 +97,6 @@ async fn serve(
 ) -> Result<Response<ResponseBody>, ProxyError> {
     let arrived_us = now_us();
     let matched = match_route(client, parts)?;
-    client.upload.begin();
     let mut in_flight = InFlightRequest::new(
         client.worker.meter.clone(),
         matched.endpoint,
@@ -259,6 +263,9 @@ fn build_response(
     let headers = response.headers_mut();
     headers.append(DEPLOYMENT, deployment);
     headers.append(REQUEST_ID, request.id.clone());
+    if client.leaves_body() {
+        headers.append(CONNECTION, HeaderValue::from_static("close"));
+    }
     if outcome != RequestOutcome::Success {
         headers.append(MODEL_STATUS, HeaderValue::from(head.status.as_u16()));
     }

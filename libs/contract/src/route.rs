@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
-use crate::resources::{AuthMode, ErrorMapping, ModelClientErrors, RequestSettings, Routes};
+use crate::resources::{
+    AuthMode, Authorization, ErrorMapping, ModelClientErrors, RequestSettings, Routes,
+};
 
 /// A message on the routes topic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,6 +67,9 @@ pub struct DeploymentRoute {
     /// How failures are answered.
     #[serde(default, skip_serializing_if = "ErrorMapping::is_default")]
     pub error_mapping: ErrorMapping,
+    /// What instances get of a client's `authorization` header.
+    #[serde(default, skip_serializing_if = "Authorization::is_default")]
+    pub authorization: Authorization,
     /// Latency thresholds of objectives, in microseconds. Frames hold exact counts for them.
     pub latency_thresholds_us: Vec<u64>,
     /// Instances that accept requests or are still draining.

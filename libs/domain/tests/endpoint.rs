@@ -409,11 +409,16 @@ fn a_deployment_is_gone_when_its_last_instance_is_and_an_endpoint_after_its_last
 #[test]
 fn only_changes_that_need_new_instances_raise_the_instance_revision() {
     type Change = fn(&mut DeploymentSpec);
-    let table: [(&str, Change, u64); 12] = [
+    let table: [(&str, Change, u64); 13] = [
         ("instances", |s| s.instances = 5, 1),
         (
             "request settings",
             |s| s.request_settings.timeout = Span::from_secs(9),
+            1,
+        ),
+        (
+            "authorization",
+            |s| s.authorization = contract::resources::Authorization::Pass,
             1,
         ),
         (

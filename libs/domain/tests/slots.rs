@@ -122,7 +122,7 @@ impl World {
             },
         }));
         let spec = serde_json::json!({
-            "backend": "simulated", "instanceType": "t",
+            "backend": "simulated", "instanceType": "t", "authorization": "pass",
             "requestSettings": {"maxConcurrentRequestsPerInstance": limit}
         });
         let spec: contract::resources::DeploymentSpec = serde_json::from_value(spec).unwrap();
@@ -278,6 +278,18 @@ fn source(gateway: &str) -> Source {
         kind: SourceKind::GATEWAY,
         id: gateway.into(),
     }
+}
+
+#[test]
+fn a_route_says_what_instances_get_of_authorization() {
+    let mut world = World::new(1);
+    world.publish();
+    let route = world.published.unwrap().route.unwrap();
+    let deployment = route.deployments.values().next().unwrap();
+    assert_eq!(
+        deployment.authorization,
+        contract::resources::Authorization::Pass
+    );
 }
 
 #[test]

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bus::{Bus, LocalBus};
-use contract::resources::{AuthMode, ErrorMapping, ModelClientErrors, RequestSettings};
+use contract::resources::{
+    AuthMode, Authorization, ErrorMapping, ModelClientErrors, RequestSettings,
+};
 use contract::route::{DeploymentRoute, InstanceRoute, Route, RouteUpdate};
 use contract::time::Span;
 use contract::{EndpointKey, Name, Position, Uid};
@@ -82,6 +84,7 @@ fn deployment(
         },
         routes: None,
         error_mapping: ErrorMapping::default(),
+        authorization: Authorization::Strip,
         latency_thresholds_us: Vec::new(),
         instances: vec![instance],
     };

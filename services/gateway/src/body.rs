@@ -26,25 +26,48 @@ pub struct Upload {
     /// arrived.
     pub has_waited: Cell<bool>,
     phase: Cell<UploadPhase>,
+    /// Whether its length was announced.
+    is_length_known: Cell<bool>,
 }
 
-/// Progress of a streamed body.
+/// How far a body has been received.
 #[derive(Clone, Copy, Debug, Default)]
 enum UploadPhase {
-    /// Not streaming: the body was received in full, or nothing reads it any more.
+    /// There is none, or it was received in full.
     #[default]
-    Inactive,
-    /// Not yet received in full.
+    Complete,
+    /// Not read yet, or no longer.
+    Unread,
+    /// More of it is to be streamed.
     Streaming,
     Failed(UploadError),
 }
 
 impl Upload {
-    /// Resets for a new request.
-    pub fn begin(&self) {
+    /// Resets for a new request with this body.
+    pub fn begin(&self, body: &Incoming) {
         self.bytes.set(0);
         self.has_waited.set(false);
-        self.phase.set(UploadPhase::Inactive);
+        self.is_length_known.set(body.size_hint().exact().is_some());
+        self.phase.set(if body.is_end_stream() {
+            UploadPhase::Complete
+        } else {
+            UploadPhase::Unread
+        });
+    }
+
+    /// Called when the body has been received in full.
+    pub fn complete(&self) {
+        self.phase.set(UploadPhase::Complete);
+    }
+
+    /// Whether some of the body has not been received, as far as the gateway's own reading goes.
+    pub fn is_incomplete(&self) -> bool {
+        !matches!(self.phase.get(), UploadPhase::Complete)
+    }
+
+    pub fn is_length_known(&self) -> bool {
+        self.is_length_known.get()
     }
 
     /// Whether more of the body is to be streamed.
@@ -56,14 +79,7 @@ impl Upload {
     pub fn error(&self) -> Option<UploadError> {
         match self.phase.get() {
             UploadPhase::Failed(error) => Some(error),
-            UploadPhase::Inactive | UploadPhase::Streaming => None,
-        }
-    }
-
-    /// Keeps a recorded error.
-    fn end(&self) {
-        if self.is_streaming() {
-            self.phase.set(UploadPhase::Inactive);
+            UploadPhase::Complete | UploadPhase::Unread | UploadPhase::Streaming => None,
         }
     }
 }
@@ -82,8 +98,10 @@ pub enum RequestBody {
 /// A body that is streamed as it arrives.
 #[derive(Debug)]
 pub struct StreamedBody {
+    /// What was received before.
+    beginning: Bytes,
     incoming: Incoming,
-    /// Bytes still allowed.
+    /// Bytes still allowed after it.
     remaining: u64,
     upload: Rc<Upload>,
 }
@@ -115,11 +133,13 @@ impl Default for RequestBody {
 }
 
 impl StreamedBody {
-    pub fn new(incoming: Incoming, bytes_max: u64, upload: Rc<Upload>) -> Self {
+    /// The beginning is counted in `upload` already, and within `bytes_max`.
+    pub fn new(beginning: Bytes, incoming: Incoming, bytes_max: u64, upload: Rc<Upload>) -> Self {
         upload.phase.set(UploadPhase::Streaming);
         Self {
+            remaining: bytes_max.saturating_sub(beginning.len() as u64),
+            beginning,
             incoming,
-            remaining: bytes_max,
             upload,
         }
     }
@@ -133,7 +153,9 @@ impl StreamedBody {
 impl Drop for StreamedBody {
     /// A body that is no longer streamed does not notice when its sender disconnects.
     fn drop(&mut self) {
-        self.upload.end();
+        if self.upload.is_streaming() {
+            self.upload.phase.set(UploadPhase::Unread);
+        }
     }
 }
 
@@ -149,10 +171,13 @@ impl Body for RequestBody {
             Self::Full(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             Self::Stream(stream) => stream,
         };
+        if !stream.beginning.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut stream.beginning)))));
+        }
         let frame = match Pin::new(&mut stream.incoming).poll_frame(cx) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(None) => {
-                stream.upload.end();
+                stream.upload.complete();
                 return Poll::Ready(None);
             }
             Poll::Ready(Some(Err(_))) => return stream.fail(UploadError::Broken),
@@ -166,7 +191,7 @@ impl Body for RequestBody {
         };
         stream.remaining = remaining;
         if stream.incoming.is_end_stream() {
-            stream.upload.end();
+            stream.upload.complete();
         }
         Poll::Ready(Some(Ok(frame)))
     }
@@ -174,14 +199,19 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(bytes) => bytes.is_none(),
-            Self::Stream(stream) => stream.incoming.is_end_stream(),
+            Self::Stream(stream) => stream.beginning.is_empty() && stream.incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Stream(stream) => stream.incoming.size_hint(),
+            Self::Stream(stream) => {
+                let length = stream.incoming.size_hint().exact();
+                length.map_or_else(SizeHint::default, |length| {
+                    SizeHint::with_exact(stream.beginning.len() as u64 + length)
+                })
+            }
         }
     }
 }

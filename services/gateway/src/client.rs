@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use crate::body::Upload;
+use crate::forwarded::Peer;
 use crate::guard::ConnectionState;
 use crate::reply::Refusal;
 use crate::worker::Worker;
@@ -14,6 +15,7 @@ use crate::worker::Worker;
 pub struct Client {
     pub worker: Rc<Worker>,
     pub connection: Rc<ConnectionState>,
+    pub peer: Peer,
     pub upload: Rc<Upload>,
 }
 
@@ -46,10 +48,11 @@ impl Interrupt {
 }
 
 impl Client {
-    pub fn new(worker: Rc<Worker>, connection: Rc<ConnectionState>) -> Self {
+    pub fn new(worker: Rc<Worker>, connection: Rc<ConnectionState>, peer: Peer) -> Self {
         Self {
             worker,
             connection,
+            peer,
             upload: Rc::default(),
         }
     }
@@ -67,6 +70,14 @@ impl Client {
             self.connection.poll_disconnect(cx)
         };
         disconnected.map(|()| Interrupt::ClientLeft)
+    }
+
+    /// Whether the current request's body is left behind if its response ends now, so that no other request can
+    /// follow on the connection.
+    pub fn leaves_body(&self) -> bool {
+        // What has arrived of a body of known length is skipped.
+        self.upload.is_incomplete()
+            && (self.connection.is_receiving() || !self.upload.is_length_known())
     }
 
     /// Waits until `poll` is ready, the deadline passes or the client disconnects.

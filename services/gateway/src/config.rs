@@ -4,15 +4,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use runtime::descriptors::Descriptors;
 
 /// Maximum size of a request head (request line and headers); larger heads are answered with 431.
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Maximum number of request headers; more are answered with 431.
 pub const HEADERS_MAX: usize = 100;
-/// Bodies of known length up to this size are read in full before an instance is chosen: a slow
-/// sender then occupies no instance, and the request can be resent where that is safe.
-pub const REPLAY_BYTES_MAX: u64 = 64 * 1024;
+/// Bodies of known length up to this size are always read in full before an instance is chosen, however
+/// much is buffered for others.
+pub const SMALL_BODY_BYTES_MAX: u64 = 64 * 1024;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -28,6 +29,11 @@ pub struct Config {
     pub data: Option<PathBuf>,
     /// Endpoints are also addressed by host name, `{endpoint}.<domain>`.
     pub domain: Option<String>,
+    /// Addresses of proxies that are believed what they say about the client. None by default.
+    pub trusted_proxies: Vec<IpNet>,
+    /// How much of a body of known length is received before an instance is chosen: a slow sender occupies
+    /// none until then, and a body that is no longer can be sent again where that is safe.
+    pub upload_buffer_bytes: u64,
     /// Maximum number of client connections, if there are enough descriptors. At the limit, the
     /// connection that has been idle longest is closed for a new one; if none is idle, new ones are
     /// refused.
@@ -58,6 +64,8 @@ impl Config {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             data: None,
             domain: None,
+            trusted_proxies: Vec::new(),
+            upload_buffer_bytes: 1 << 20,
             connections_max: 10_000,
             descriptors: Descriptors::default(),
             head_timeout: Duration::from_secs(10),

@@ -82,6 +82,7 @@ impl Exchange {
         headers: &HeaderMap,
     ) -> ResponseBody {
         let Some(body) = upstream.take_buffered() else {
+            client.connection.begin_stream();
             return ResponseBody::Model(Box::new(Self {
                 has_moved: true,
                 uploaded: 0,
@@ -156,6 +157,8 @@ impl Exchange {
                 self.end(ResponseEnd::Complete);
                 Poll::Ready(None)
             }
+            // The server would drop a head that it has not written yet: the client would get nothing.
+            Poll::Ready(Some(Err(_))) if self.client.connection.is_unwritten() => Poll::Pending,
             Poll::Ready(Some(Err(_))) => Poll::Ready(Some(
                 self.cut(CutReason::Instance, ResponseError::ClosedEarly),
             )),

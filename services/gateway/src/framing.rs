@@ -5,6 +5,7 @@ use std::io;
 use std::mem::MaybeUninit;
 
 use crate::config::{HEAD_BYTES_MAX, HEADERS_MAX};
+use crate::hop_by_hop::tokens;
 
 /// Why a head is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub enum HeadError {
     /// No `host` header, or several.
     Host,
     Method,
+    /// Asks for another protocol, which its client depends on.
+    Upgrade,
     /// More than `HEAD_BYTES_MAX` or `HEADERS_MAX`.
     TooLarge,
     /// Not received in time.
@@ -23,11 +26,12 @@ pub enum HeadError {
 }
 
 impl HeadError {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Malformed,
         Self::Framing,
         Self::Host,
         Self::Method,
+        Self::Upgrade,
         Self::TooLarge,
         Self::Slow,
     ];
@@ -39,6 +43,7 @@ impl HeadError {
             Self::Framing => "framing",
             Self::Host => "host",
             Self::Method => "method",
+            Self::Upgrade => "upgrade",
             Self::TooLarge => "too-large",
             Self::Slow => "slow",
         }
@@ -56,15 +61,34 @@ pub enum BodyLength {
     Chunked,
 }
 
+/// Empty lines that are ignored before a request, as some old clients send one after a body (RFC 9112, 2.2).
+const EMPTY_LINES_MAX: u8 = 4;
+
 /// Incremental search for the end of a head.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeadScanner {
+    /// Empty lines before the head.
+    empty_lines: u8,
     searched: usize,
     line_start: usize,
     lines: usize,
 }
 
 impl HeadScanner {
+    /// Returns how many of `bytes` are empty lines before the head, to be left out from now on.
+    pub fn skip_empty_lines(&mut self, bytes: &[u8]) -> usize {
+        let mut skipped = 0;
+        while self.lines == 0
+            && self.empty_lines < EMPTY_LINES_MAX
+            && bytes[skipped..].starts_with(b"\r\n")
+        {
+            skipped += 2;
+            self.empty_lines += 1;
+            self.searched = 0;
+        }
+        skipped
+    }
+
     /// Returns the length of the head at the beginning of `bytes` once it is complete. Lines must
     /// end with CR LF.
     pub fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, HeadError> {
@@ -85,8 +109,7 @@ impl HeadScanner {
                     Err(HeadError::TooLarge)
                 };
             }
-            // HTTP permits an empty line before a request for old clients; here it would only make
-            // framing more ambiguous.
+            // One more than are skipped.
             if empty {
                 return Err(HeadError::Malformed);
             }
@@ -116,12 +139,22 @@ pub fn check_head(head: &[u8]) -> Result<BodyLength, HeadError> {
     if method.starts_with('!') || method == "CONNECT" {
         return Err(HeadError::Method);
     }
+    let path = request.path.unwrap_or_default();
+    if !is_plain_path(path) && http::Uri::try_from(path).is_err() {
+        return Err(HeadError::Malformed);
+    }
     let mut hosts = 0;
     let mut length: Option<BodyLength> = None;
     for header in request.headers.iter() {
         let name = header.name.as_bytes();
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => hosts += 1,
+            // Other protocols are offers (Java's client offers h2c), which a response may ignore.
+            7 if name.eq_ignore_ascii_case(b"upgrade")
+                && tokens(header.value).any(|token| token.eq_ignore_ascii_case(b"websocket")) =>
+            {
+                return Err(HeadError::Upgrade);
+            }
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 let bytes = content_length(header.value).ok_or(HeadError::Framing)?;
                 if length.replace(BodyLength::Known(bytes)).is_some() {
@@ -138,13 +171,37 @@ pub fn check_head(head: &[u8]) -> Result<BodyLength, HeadError> {
         }
     }
     let is_http_1_0 = request.version == Some(0);
-    if is_http_1_0 && length == Some(BodyLength::Chunked) {
+    let is_length_valid = match length {
+        Some(BodyLength::Chunked) => !is_http_1_0,
+        Some(BodyLength::Known(_)) => true,
+        // A body that ends with the connection cannot be distinguished from one that was cut.
+        None => !(is_http_1_0 && matches!(method, "POST" | "PUT" | "PATCH")),
+    };
+    if !is_length_valid {
         return Err(HeadError::Framing);
     }
     if hosts > 1 || (hosts == 0 && !is_http_1_0) {
         return Err(HeadError::Host);
     }
     Ok(length.unwrap_or(BodyLength::Known(0)))
+}
+
+/// The bytes of plain paths, as a table: this looks at every byte of every request line.
+static IS_PLAIN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        let b = byte as u8;
+        table[byte] = b.is_ascii_alphanumeric()
+            || matches!(b, b'/' | b'-' | b'_' | b'.' | b'?' | b'=' | b'&' | b'%');
+        byte += 1;
+    }
+    table
+};
+
+/// Whether a path is certainly a valid URI for the HTTP server, without parsing it; most paths are.
+fn is_plain_path(path: &str) -> bool {
+    path.starts_with('/') && path.bytes().all(|byte| IS_PLAIN[usize::from(byte)])
 }
 
 /// Digits only: no sign, list or spaces.
@@ -396,11 +453,23 @@ mod tests {
             ),
             ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", HeadError::Malformed),
             ("GET /\r\n\r\n", HeadError::Malformed),
+            ("GET /a<b HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Malformed),
+            ("POST / HTTP/1.0\r\n\r\n", HeadError::Framing),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x, WebSocket\r\n\r\n",
+                HeadError::Upgrade,
+            ),
         ];
         for (head, expected) in cases {
             assert_eq!(check(head), Err(expected), "{head:?}");
         }
-        assert_eq!(check("GET / HTTP/1.0\r\n\r\n"), Ok(BodyLength::Known(0)));
+        for head in [
+            "GET / HTTP/1.0\r\n\r\n",
+            "GET /a~b?[c] HTTP/1.0\r\n\r\n",
+            "GET / HTTP/1.0\r\nUpgrade: h2c\r\n\r\n",
+        ] {
+            assert_eq!(check(head), Ok(BodyLength::Known(0)), "{head:?}");
+        }
     }
 
     #[test]
@@ -447,6 +516,16 @@ mod tests {
             .take(1)
             .collect();
         assert_eq!(ends, [head.len() - 3]);
+    }
+
+    #[test]
+    fn only_a_few_empty_lines_are_skipped_however_they_are_split() {
+        let mut search = HeadScanner::default();
+        assert_eq!(search.skip_empty_lines(b"\r"), 0);
+        assert_eq!(search.find_end(b"\r"), Ok(None));
+        assert_eq!(search.skip_empty_lines(b"\r\n\r\nGET"), 4);
+        assert_eq!(search.skip_empty_lines(b"\r\n\r\n\r\n"), 4);
+        assert_eq!(search.find_end(b"\r\n"), Err(HeadError::Malformed));
     }
 
     #[test]

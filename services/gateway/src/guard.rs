@@ -52,6 +52,10 @@ pub struct ConnectionState {
     /// Whether it is being closed to make way for another connection.
     pub is_closing: Cell<bool>,
     stream: RefCell<TcpStream>,
+    /// Whether more of the current request's body is to arrive.
+    is_receiving: Cell<bool>,
+    /// Whether nothing of the current response has been written yet, if it is a streamed one.
+    is_unwritten: Cell<bool>,
     /// Whether the client has already sent more than the current request, so it is still connected.
     has_pipelined_data: Cell<bool>,
     /// When to check next whether a client that is still uploading has disconnected.
@@ -70,6 +74,8 @@ impl ConnectionState {
             wakes: WakeCoalescer::default(),
             is_closing: Cell::default(),
             stream: RefCell::new(stream),
+            is_receiving: Cell::default(),
+            is_unwritten: Cell::default(),
             has_pipelined_data: Cell::default(),
             next_check: RefCell::default(),
         }
@@ -86,6 +92,21 @@ impl ConnectionState {
         if self.is_responding() {
             self.phase.set(ConnectionPhase::Reading);
         }
+    }
+
+    /// Whether more of the current request's body is to arrive.
+    pub fn is_receiving(&self) -> bool {
+        self.is_receiving.get()
+    }
+
+    /// Called when the head of a streamed response is handed over.
+    pub fn begin_stream(&self) {
+        self.is_unwritten.set(true);
+    }
+
+    /// Whether nothing of the streamed response has been written yet. Its task is woken once something has.
+    pub fn is_unwritten(&self) -> bool {
+        self.is_unwritten.get()
     }
 
     /// Makes the close of the connection a reset, so that the client cannot take it for the end of the
@@ -291,6 +312,9 @@ impl Guard {
         if written.is_pending() {
             return self.poll_write_timeout(cx);
         }
+        if self.connection.is_unwritten.replace(false) {
+            cx.waker().wake_by_ref();
+        }
         self.write_deadline.clear();
         written
     }
@@ -341,6 +365,8 @@ impl RequestFraming {
                     }
                 }
                 Self::Head(head) => {
+                    // Passed on: the HTTP server skips them too.
+                    at += head.skip_empty_lines(&bytes[at..]);
                     let end = match head.find_end(&bytes[at..]) {
                         Ok(Some(end)) => end,
                         Ok(None) => return Ok(at),
@@ -443,6 +469,8 @@ impl AsyncRead for Guard {
                 this.ready_len = this.framing.check(&this.buffer)?;
                 0
             };
+            let is_receiving = !matches!(this.framing, RequestFraming::Head(_));
+            this.connection.is_receiving.set(is_receiving);
             if this.ready_len > 0 || checked > 0 {
                 this.connection.has_pipelined_data.set(false);
                 this.read_deadline.clear();

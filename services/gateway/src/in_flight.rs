@@ -74,7 +74,10 @@ pub struct InFlightRequest {
     endpoint: Arc<Endpoint>,
     deployment: usize,
     arrived_us: u64,
-    /// Identifies its arrival among the requests that have not ended; `None` if it does not count.
+    /// When its body had been received, as far as it was waited for; the time of the model begins then.
+    received_us: Cell<u64>,
+    is_counted: bool,
+    /// Identifies it among the requests that have been received and have not ended.
     arrival: Option<ArrivalId>,
     upload: Rc<Upload>,
     phase: RequestPhase,
@@ -90,19 +93,18 @@ impl InFlightRequest {
         is_counted: bool,
         upload: Rc<Upload>,
     ) -> Self {
-        let slot = endpoint.deployments[deployment].state.meter_slot;
-        let arrival = is_counted.then(|| {
-            let mut shard = lock(&meter.shard);
-            let counters = shard.counters(slot);
-            counters.arrivals += 1;
-            counters.arrival_times.insert(arrived_us)
-        });
+        if is_counted {
+            let slot = endpoint.deployments[deployment].state.meter_slot;
+            lock(&meter.shard).counters(slot).arrivals += 1;
+        }
         Self {
             meter,
             endpoint,
             deployment,
             arrived_us,
-            arrival,
+            received_us: Cell::new(arrived_us),
+            is_counted,
+            arrival: None,
             upload,
             phase: RequestPhase::Arrived,
         }
@@ -118,6 +120,16 @@ impl InFlightRequest {
 
     pub fn arrived_us(&self) -> u64 {
         self.arrived_us
+    }
+
+    /// When its body had been received.
+    pub fn received_us(&self) -> u64 {
+        self.received_us.get()
+    }
+
+    /// More of its body has been received.
+    pub fn receive(&self, at_us: u64) {
+        self.received_us.set(at_us);
     }
 
     /// Deadline for the next piece of a body that is read in full, of which the last came at `at_us`.
@@ -141,12 +153,22 @@ impl InFlightRequest {
         let RequestPhase::Arrived = self.phase else {
             return Err(self.invalid_transition("admission"));
         };
+        if self.upload.has_waited.get() {
+            self.receive(now_us());
+        }
         let deployment = self.deployment();
         let pending = deployment.state.admit(deployment.limit);
         let pending = pending.ok_or(Refusal::TooManyPending {
             retry_after_secs: deployment.retry_after_secs(),
         })?;
         self.phase = RequestPhase::Admitted(pending);
+        if self.is_counted {
+            let mut shard = lock(&self.meter.shard);
+            let counters = shard.counters(self.deployment().state.meter_slot);
+            let arrival = counters.arrival_times.insert(self.received_us());
+            drop(shard);
+            self.arrival = Some(arrival);
+        }
         Ok(())
     }
 
@@ -305,7 +327,7 @@ impl InFlightRequest {
         refused_status: Option<StatusCode>,
         at_us: u64,
     ) {
-        let latency = at_us.saturating_sub(self.arrived_us);
+        let latency = at_us.saturating_sub(self.received_us());
         let deployment = self.deployment();
         let is_good = match outcome {
             RequestOutcome::Success => true,
@@ -325,9 +347,11 @@ impl InFlightRequest {
         };
         counters.request_bytes += self.upload.bytes.get();
         if let Some(arrival) = self.arrival {
+            counters.arrival_times.remove(arrival);
+        }
+        if self.is_counted {
             counters.count_status(status);
             outcome.record(&mut counters.outcomes);
-            counters.arrival_times.remove(arrival);
             if outcome.has_latency() {
                 counters.latency.record(latency);
             }

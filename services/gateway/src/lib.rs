@@ -30,7 +30,8 @@
 //! `at_or_below` counts good responses only: an immediate refusal is not a fast response. The time
 //! that requests spend on an instance is counted by the worker threads, like that of the
 //! deployment, so it is exact even when several run on an instance at once. The age of the oldest
-//! request counts from its arrival, whether it is queued or being served.
+//! request counts from when its body was received, like latency, whether it is queued or being served: a
+//! slow upload says nothing about the model.
 //!
 //! **Threads.** Each worker thread has its own runtime, listener (`SO_REUSEPORT`), connections and
 //! pools; one more thread follows the routes and builds the frames.
@@ -43,6 +44,7 @@ mod config;
 mod cut;
 mod early_frames;
 mod exchange;
+mod forwarded;
 mod framing;
 mod guard;
 mod hop_by_hop;
@@ -68,6 +70,7 @@ mod socket;
 mod split;
 mod target;
 mod timer;
+mod upload_buffers;
 mod upstream;
 mod wake_coalescer;
 mod worker;

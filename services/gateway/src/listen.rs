@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
+use crate::forwarded::Peer;
 use crate::guard::{ConnectionState, Guard, Timeouts};
 use crate::proxy;
 use crate::refuse::refuse;
@@ -95,10 +97,10 @@ impl Server {
         }
         self.is_stopping.set(true);
         // Connections already in the accept queue still get a response.
-        while let Poll::Ready(Ok((stream, _))) =
+        while let Poll::Ready(Ok((stream, address))) =
             poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))).await
         {
-            self.admit(stream);
+            self.admit(stream, address.ip());
         }
         drop(listener);
         self.wait_for_connections(self.worker.shared.config.grace)
@@ -123,8 +125,8 @@ impl Server {
     async fn accept(self: &Rc<Self>, listener: &TcpListener) {
         loop {
             let error = match listener.accept().await {
-                Ok((stream, _)) => {
-                    self.admit(stream);
+                Ok((stream, address)) => {
+                    self.admit(stream, address.ip());
                     continue;
                 }
                 Err(error) => error,
@@ -142,7 +144,7 @@ impl Server {
 
     /// Serves a new client if there is capacity, or if an idle client can be closed for it.
     /// Otherwise refuses it immediately, so that it can go elsewhere.
-    fn admit(self: &Rc<Self>, stream: TcpStream) {
+    fn admit(self: &Rc<Self>, stream: TcpStream, address: IpAddr) {
         let has_capacity = self
             .worker
             .shared
@@ -150,7 +152,7 @@ impl Server {
             .load(Ordering::Relaxed)
             < self.worker.shared.clients_max();
         if has_capacity || self.close_longest_idle() {
-            return self.spawn_connection(stream);
+            return self.spawn_connection(stream, address);
         }
         self.worker.shared.config.descriptors.record_exhausted();
         count_refusal(
@@ -180,7 +182,7 @@ impl Server {
         true
     }
 
-    fn spawn_connection(self: &Rc<Self>, stream: TcpStream) {
+    fn spawn_connection(self: &Rc<Self>, stream: TcpStream, address: IpAddr) {
         // Without it, a response in two segments would wait for an acknowledgement.
         if stream.set_nodelay(true).is_err() {
             return;
@@ -201,7 +203,7 @@ impl Server {
             server: self.clone(),
             task,
         };
-        tokio::task::spawn_local(open_connection.run(client));
+        tokio::task::spawn_local(open_connection.run(client, address));
     }
 
     async fn run_housekeeping(self: Rc<Self>) {
@@ -250,7 +252,7 @@ impl Drop for OpenConnection {
 }
 
 impl OpenConnection {
-    async fn run(self, connection: Rc<ConnectionState>) {
+    async fn run(self, connection: Rc<ConnectionState>, address: IpAddr) {
         let config = &self.server.worker.shared.config;
         let timeouts = Timeouts {
             head: config.head_timeout,
@@ -258,7 +260,9 @@ impl OpenConnection {
             write: config.write_timeout,
         };
         let guard = Guard::new(connection.clone(), timeouts);
-        let client = Rc::new(Client::new(self.server.worker.clone(), connection.clone()));
+        let peer = Peer::new(address, &config.trusted_proxies);
+        let worker = self.server.worker.clone();
+        let client = Rc::new(Client::new(worker, connection.clone(), peer));
         let service = service_fn(move |request| proxy::handle(client.clone(), request));
         // The guard buffers heads until they are complete and times them, so hyper's own timer has
         // nothing to wait for; setting it keeps every timeout in effect.

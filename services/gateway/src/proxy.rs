@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use contract::resources::{AuthMode, ErrorMapping};
-use http::header::CONTENT_TYPE;
+use http::header::{CONNECTION, CONTENT_TYPE, LOCATION};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use crate::client::{Client, RequestError};
 use crate::exchange::{Exchange, ResponseBody};
+use crate::forwarded::Origin;
 use crate::framing::HeadError;
 use crate::in_flight::InFlightRequest;
 use crate::outcome::RequestOutcome;
@@ -23,7 +24,7 @@ use crate::paths::PathKind;
 use crate::receive::receive_body;
 use crate::reply::{AZURE_DEPLOYMENT, DEPLOYMENT, REQUEST_ID, Refusal, mark_model_error};
 use crate::router::Endpoint;
-use crate::send::{ClientRequest, UpstreamResponse, send};
+use crate::send::{ClientRequest, UpstreamResponse, await_body, send};
 use crate::shard::count_refusal;
 use crate::target::{Target, authorize, is_health_check};
 use crate::timer::now_us;
@@ -43,6 +44,8 @@ enum ProxyError {
 struct RouteMatch<'a> {
     endpoint: Arc<Endpoint>,
     deployment: usize,
+    /// What precedes the endpoint's paths.
+    prefix: &'a str,
     /// The instance's path and query.
     path: Cow<'a, str>,
 }
@@ -59,12 +62,13 @@ pub async fn handle(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, ClientLeft> {
     client.connection.begin_response();
-    let id = client.worker.request_id();
     let (mut parts, incoming) = request.into_parts();
+    let id = client_request_id(&parts.headers).unwrap_or_else(|| client.worker.request_id());
     if is_health_check(&parts, client.worker.domain()) {
         client.connection.end_response();
         return Ok(healthy(id));
     }
+    client.upload.begin(&incoming);
     let result = serve(&client, &parts, incoming, &id).await;
     parts.headers.clear();
     client.worker.spare_headers.replace(parts.headers);
@@ -77,6 +81,10 @@ pub async fn handle(
     let mut response = refused.refusal.response(id, refused.error_mapping);
     if let Some(deployment) = refused.deployment {
         response.headers_mut().insert(DEPLOYMENT, deployment);
+    }
+    if client.leaves_body() {
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response.map(|body| ResponseBody::Full(Some(body.into()))))
 }
@@ -99,7 +107,6 @@ async fn serve(
 ) -> Result<Response<ResponseBody>, ProxyError> {
     let arrived_us = now_us();
     let matched = match_route(client, parts).map_err(ProxyError::Refused)?;
-    client.upload.begin();
     let is_counted = matched.endpoint.deployments[matched.deployment].counts(&parts.method);
     let mut in_flight = InFlightRequest::new(
         client.worker.meter.clone(),
@@ -114,9 +121,15 @@ async fn serve(
         path: &matched.path,
         headers: &parts.headers,
         id,
+        origin: Origin {
+            peer: &client.peer,
+            authority: parts.uri.authority().map(|host| host.as_str()),
+            prefix: matched.prefix,
+        },
+        passes_authorization: in_flight.deployment().passes_authorization,
     };
     match forward(client, &mut in_flight, &request, incoming).await {
-        Ok(response) => Ok(build_response(client, in_flight, response, id)),
+        Ok(response) => Ok(build_response(client, in_flight, response, &request)),
         // Dropping the request without an outcome counts it as `client_left`.
         Err(RequestError::ClientLeft) => Err(ProxyError::ClientLeft),
         Err(RequestError::Refusal(refusal)) => {
@@ -147,7 +160,10 @@ async fn forward(
     client.connection.request_end_us.set(Some(end_us));
     let deadline_us = limits.first_byte(end_us, at_us);
     client.connection.deadline.borrow_mut().set(deadline_us);
-    let (head, upstream) = send(client, in_flight, request, body, at_us).await?;
+    let (head, mut upstream) = send(client, in_flight, request, body, at_us).await?;
+    if !upstream.is_begun() {
+        Box::pin(await_body(client, in_flight, &mut upstream)).await?;
+    }
     let mapping = in_flight.deployment().error_mapping;
     let (status, outcome) = client_status(head.status, mapping);
     in_flight.begin_response(status, outcome)?;
@@ -165,7 +181,7 @@ fn client_status(model_status: StatusCode, mapping: ErrorMapping) -> (StatusCode
 
 /// Finds the endpoint and deployment of a request that is allowed; counts those that are not.
 fn match_route<'a>(client: &Client, parts: &'a Parts) -> Result<RouteMatch<'a>, RefusedRequest> {
-    let mut endpoint_name = "";
+    let mut endpoint_name = Cow::Borrowed("");
     let mut error_mapping = ErrorMapping::default();
     let mut resolve = || {
         if let Some(token) = parts.method.as_str().strip_prefix('!') {
@@ -175,11 +191,11 @@ fn match_route<'a>(client: &Client, parts: &'a Parts) -> Result<RouteMatch<'a>, 
         let target = Target::parse(parts, client.worker.domain())?;
         let endpoint = client
             .worker
-            .endpoint(target.endpoint)
+            .endpoint(&target.endpoint)
             .ok_or(Refusal::UnknownEndpoint)?;
         // Without routes, other paths are as unknown as those of no endpoint.
         endpoint.shares(target.kind)?;
-        endpoint_name = target.endpoint;
+        endpoint_name = target.endpoint.clone();
         error_mapping = endpoint.error_mapping;
         target.check_segments()?;
         if endpoint.auth == AuthMode::Key {
@@ -193,12 +209,13 @@ fn match_route<'a>(client: &Client, parts: &'a Parts) -> Result<RouteMatch<'a>, 
         Ok(RouteMatch {
             endpoint,
             deployment,
+            prefix: target.prefix(parts),
             path,
         })
     };
     resolve().map_err(|refusal| {
         let status = refusal.status(error_mapping).as_u16();
-        count_refusal(&client.worker.meter.shard, endpoint_name, status);
+        count_refusal(&client.worker.meter.shard, &endpoint_name, status);
         RefusedRequest {
             refusal,
             error_mapping,
@@ -212,11 +229,7 @@ async fn acquire_instance(
     client: &Client,
     in_flight: &mut InFlightRequest,
 ) -> Result<u64, RequestError> {
-    let now = if client.upload.has_waited.get() {
-        now_us()
-    } else {
-        in_flight.arrived_us()
-    };
+    let now = in_flight.received_us();
     if in_flight.try_serve(client.worker.rotation(), now)? {
         return Ok(now);
     }
@@ -251,9 +264,14 @@ async fn acquire_instance(
 fn build_response(
     client: &Rc<Client>,
     in_flight: InFlightRequest,
-    (head, upstream): UpstreamResponse,
-    id: &HeaderValue,
+    (mut head, upstream): UpstreamResponse,
+    request: &ClientRequest<'_>,
 ) -> Response<ResponseBody> {
+    if head.status != StatusCode::OK
+        && let Ok(instance) = in_flight.instance()
+    {
+        rewrite_location(&mut head.headers, &instance.address, request.origin.prefix);
+    }
     let mapping = in_flight.deployment().error_mapping;
     let (status, outcome) = client_status(head.status, mapping);
     let deployment = in_flight.deployment().name_header.clone();
@@ -264,7 +282,10 @@ fn build_response(
     // None of these is present yet: an instance's own values are dropped.
     let headers = response.headers_mut();
     headers.append(DEPLOYMENT, deployment);
-    headers.append(REQUEST_ID, id.clone());
+    headers.append(REQUEST_ID, request.id.clone());
+    if client.leaves_body() {
+        headers.append(CONNECTION, HeaderValue::from_static("close"));
+    }
     if outcome != RequestOutcome::Success {
         mark_model_error(headers, head.status, mapping);
     }
@@ -272,6 +293,44 @@ fn build_response(
         response.extensions_mut().insert(reason);
     }
     response
+}
+
+/// Maximum length of a client's own request id.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// Returns the client's own id of the request if it is well-formed. It is for the client and the instance; Penstock
+/// itself must not rely on it.
+fn client_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut ids = headers.iter().filter(|(name, _)| **name == REQUEST_ID);
+    let (_, id) = ids.next()?;
+    let is_valid = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
+    let is_well_formed = (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())
+        && id.as_bytes().iter().all(is_valid)
+        && ids.next().is_none();
+    is_well_formed.then(|| id.clone())
+}
+
+/// Makes a location at the instance's own address one at the endpoint, on the host that the client knows.
+fn rewrite_location(headers: &mut HeaderMap, address: &str, prefix: &str) {
+    let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
+    let Some(rest) = location.and_then(|location| own_path(location, address)) else {
+        return;
+    };
+    let slash = if rest.starts_with('/') { "" } else { "/" };
+    if let Ok(value) = HeaderValue::try_from(format!("{prefix}{slash}{rest}")) {
+        headers.insert(LOCATION, value);
+    }
+}
+
+/// What follows the address in a location there.
+fn own_path<'a>(location: &'a str, address: &str) -> Option<&'a str> {
+    let (scheme, rest) = location.split_at_checked("http://".len())?;
+    let (host, path) = rest.split_at_checked(address.len())?;
+    let is_own = scheme.eq_ignore_ascii_case("http://")
+        && host.eq_ignore_ascii_case(address)
+        && (path.is_empty() || path.starts_with(['/', '?', '#']));
+    // Without the address, two slashes would begin a host name.
+    (is_own && !path.starts_with("//")).then_some(path)
 }
 
 /// Returns the deployment that the request names, or else the next by the shares of its path.

@@ -10,13 +10,15 @@ use hyper::body::Incoming;
 
 use crate::body::{RequestBody, StreamedBody};
 use crate::client::Client;
-use crate::config::REPLAY_BYTES_MAX;
+use crate::config::SMALL_BODY_BYTES_MAX;
 use crate::in_flight::InFlightRequest;
 use crate::reply::Refusal;
 use crate::timer::now_us;
+use crate::upload_buffers::BufferPermit;
 
-/// Reads a small body in full, so that a slow sender occupies no instance; streams a large one, or
-/// one of unknown length.
+/// Reads a body in full or, if it is large, its beginning, so that a slow sender occupies no instance
+/// meanwhile. One of unknown length is streamed from the start: its sender may wait for the response to each
+/// part.
 pub async fn receive_body(
     client: &Client,
     mut incoming: Incoming,
@@ -30,11 +32,17 @@ pub async fn receive_body(
     if length.is_some_and(|length| length > bytes_max) {
         return Err(Refusal::BodyTooLarge);
     }
-    let Some(length) = length.filter(|length| *length <= REPLAY_BYTES_MAX) else {
+    let stream = |beginning, incoming| {
         let upload = client.upload.clone();
-        return Ok(RequestBody::Stream(StreamedBody::new(
-            incoming, bytes_max, upload,
-        )));
+        RequestBody::Stream(StreamedBody::new(beginning, incoming, bytes_max, upload))
+    };
+    let (length, wanted, permit) = match length {
+        Some(length) if length <= SMALL_BODY_BYTES_MAX => (length, length, None),
+        Some(length) => match reserve_buffer(client, length) {
+            Some(permit) => (length, permit.bytes(), Some(permit)),
+            None => return Ok(stream(Bytes::new(), incoming)),
+        },
+        None => return Ok(stream(Bytes::new(), incoming)),
     };
     client
         .connection
@@ -42,20 +50,40 @@ pub async fn receive_body(
         .borrow_mut()
         .set(in_flight.body_deadline_us(in_flight.arrived_us()));
     let first = next_piece(client, &mut incoming).await?;
-    if first.len() as u64 == length {
-        client.upload.bytes.set(length);
-        return Ok(RequestBody::Full(Some(first)));
-    }
     client.upload.bytes.set(first.len() as u64);
-    let mut body = BytesMut::with_capacity(length as usize);
-    body.extend_from_slice(&first);
-    while (body.len() as u64) < length {
-        let deadline_us = in_flight.body_deadline_us(now_us());
-        client.connection.deadline.borrow_mut().set(deadline_us);
-        body.extend_from_slice(&next_piece(client, &mut incoming).await?);
-        client.upload.bytes.set(body.len() as u64);
+    let body = if first.len() as u64 >= wanted {
+        first
+    } else {
+        let mut body = BytesMut::with_capacity(wanted as usize);
+        body.extend_from_slice(&first);
+        while (body.len() as u64) < wanted {
+            let deadline_us = in_flight.body_deadline_us(now_us());
+            client.connection.deadline.borrow_mut().set(deadline_us);
+            body.extend_from_slice(&next_piece(client, &mut incoming).await?);
+            client.upload.bytes.set(body.len() as u64);
+        }
+        body.freeze()
+    };
+    let is_whole = body.len() as u64 == length;
+    let body = match permit {
+        Some(permit) => permit.hold(body),
+        None => body,
+    };
+    if is_whole {
+        client.upload.complete();
+        return Ok(RequestBody::Full(Some(body)));
     }
-    Ok(RequestBody::Full(Some(body.freeze())))
+    Ok(stream(body, incoming))
+}
+
+/// A buffer for as much of a large body as is received before an instance is chosen, unless that is nothing
+/// or too much is buffered already.
+fn reserve_buffer(client: &Client, length: u64) -> Option<BufferPermit> {
+    let shared = &client.worker.shared;
+    let wanted = length.min(shared.config.upload_buffer_bytes);
+    (wanted > 0)
+        .then(|| shared.upload_buffers.reserve(wanted))
+        .flatten()
 }
 
 /// The next piece of an incomplete body.

@@ -79,7 +79,7 @@ impl Refusal {
             Self::Head(HeadError::Framing) => (
                 BAD,
                 "ambiguous-length",
-                "The length of the body is ambiguous: send either a single numeric content-length or transfer-encoding: chunked.",
+                "The length of the body is ambiguous: send either a single numeric content-length or, with HTTP/1.1, transfer-encoding: chunked.",
                 Refused,
             ),
             Self::Head(HeadError::Host) => (
@@ -92,6 +92,13 @@ impl Refusal {
                 BAD,
                 "bad-method",
                 "This method cannot be forwarded to a model; use POST.",
+                Refused,
+            ),
+            // Not 426: that would ask the client for another protocol.
+            Self::Head(HeadError::Upgrade) => (
+                StatusCode::NOT_IMPLEMENTED,
+                "upgrade-unsupported",
+                "WebSocket connections are not forwarded to models; send an ordinary request.",
                 Refused,
             ),
             Self::Head(HeadError::TooLarge) => (

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use contract::ids::BUCKETS;
-use contract::resources::{AuthMode, ErrorMapping, ModelClientErrors};
+use contract::resources::{AuthMode, Authorization, ErrorMapping, ModelClientErrors};
 use contract::route::{ANY_GATEWAY, DeploymentRoute, InstanceRoute, Route, RouteUpdate};
 use contract::{Bucket, EndpointKey, Name, Position, Uid};
 use http::{HeaderValue, Method};
@@ -86,6 +86,8 @@ pub struct Deployment {
     pub name_header: HeaderValue,
     pub limits: TimeLimits,
     pub queue_wait_us: u64,
+    /// Whether instances get a client's `authorization`.
+    pub passes_authorization: bool,
     /// How long a connection to an instance may be idle and still be reused.
     pub keep_alive_idle_us: u64,
     /// Concurrent requests per instance, across all gateways.
@@ -442,6 +444,7 @@ fn new_deployment(name: &Name, route: &DeploymentRoute, state: Arc<DeploymentSta
             .unwrap_or_else(|_| HeaderValue::from_static("")),
         limits: TimeLimits::new(settings),
         queue_wait_us: settings.max_queue_wait.millis() * 1000,
+        passes_authorization: route.authorization == Authorization::Pass,
         keep_alive_idle_us: settings.keep_alive_idle.millis() * 1000,
         limit: settings.max_concurrent_requests_per_instance,
         thresholds_us: route.latency_thresholds_us.clone(),

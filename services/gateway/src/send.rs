@@ -12,6 +12,7 @@ use runtime::descriptors::is_shortage;
 
 use crate::body::{RequestBody, UploadError};
 use crate::client::{Client, Interrupt, RequestError};
+use crate::forwarded::Origin;
 use crate::in_flight::InFlightRequest;
 use crate::instance::Instance;
 use crate::reply::Refusal;
@@ -36,6 +37,8 @@ pub struct ClientRequest<'a> {
     pub path: &'a str,
     pub headers: &'a HeaderMap,
     pub id: &'a HeaderValue,
+    pub origin: Origin<'a>,
+    pub passes_authorization: bool,
 }
 
 impl<'a> ClientRequest<'a> {
@@ -51,6 +54,8 @@ impl<'a> ClientRequest<'a> {
             headers: self.headers,
             host: &instance.host,
             id: self.id,
+            origin: self.origin,
+            passes_authorization: self.passes_authorization,
         }
     }
 }
@@ -208,6 +213,13 @@ impl UploadWait {
             && has_moved
         {
             let (limits, now_us) = (&in_flight.deployment().limits, now_us());
+            let end_us = if progress.is_sent {
+                in_flight.receive(now_us);
+                limits.end(now_us)
+            } else {
+                end_us
+            };
+            client.connection.request_end_us.set(Some(end_us));
             let deadline_us = if progress.awaits_client {
                 limits.next_byte(end_us, now_us)
             } else {
@@ -239,11 +251,7 @@ async fn await_head(
         }
     })
     .await;
-    match client.upload.error() {
-        Some(UploadError::TooLarge) => return Err(RequestError::Refusal(Refusal::BodyTooLarge)),
-        Some(UploadError::Broken) => return Err(RequestError::Refusal(Refusal::Body)),
-        None => {}
-    }
+    check_upload(client)?;
     let late = |interrupt: Interrupt| {
         interrupt.into_error(if upstream.send_progress().awaits_client {
             Refusal::Body
@@ -257,5 +265,43 @@ async fn await_head(
         Err(UpstreamError::ClosedEarly | UpstreamError::RequestBody) => {
             Ok(AttemptOutcome::ClosedEarly)
         }
+    }
+}
+
+/// Waits until the response that has begun may be passed on. One that breaks off before is refused.
+pub async fn await_body(
+    client: &Client,
+    in_flight: &InFlightRequest,
+    upstream: &mut Upstream,
+) -> Result<(), RequestError> {
+    let mut moved = None;
+    let result = poll_fn(|cx| match upstream.poll_begun(cx) {
+        Poll::Ready(begun) => Poll::Ready(Ok(begun)),
+        Poll::Pending => {
+            let now_moved = Some((upstream.unread_bytes(), client.upload.bytes.get()));
+            if let Some(end_us) = client.connection.request_end_us.get()
+                && now_moved != moved
+            {
+                let limits = in_flight.deployment().limits;
+                let deadline_us = limits.next_byte(end_us, now_us());
+                client.connection.deadline.borrow_mut().set(deadline_us);
+            }
+            moved = now_moved;
+            client.poll_interrupt(cx).map(Err)
+        }
+    })
+    .await;
+    check_upload(client)?;
+    result
+        .map_err(|interrupt| interrupt.into_error(Refusal::Timeout))?
+        .map_err(|_| RequestError::Refusal(Refusal::Unreachable))
+}
+
+/// Refuses a request whose body cannot be passed on.
+fn check_upload(client: &Client) -> Result<(), Refusal> {
+    match client.upload.error() {
+        Some(UploadError::TooLarge) => Err(Refusal::BodyTooLarge),
+        Some(UploadError::Broken) => Err(Refusal::Body),
+        None => Ok(()),
     }
 }

@@ -109,6 +109,7 @@ impl Gateway {
                 early_frames: EarlyFrames::default(),
                 client_connections: AtomicUsize::new(0),
                 upstreams: Arc::default(),
+                upload_buffers: Default::default(),
             }),
             deps,
             component,

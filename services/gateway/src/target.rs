@@ -1,5 +1,7 @@
 //! Resolves a request to its endpoint, by path or host name, and checks its key.
 
+use std::borrow::Cow;
+
 use http::header::{AUTHORIZATION, HOST};
 use http::request::Parts;
 use http::{HeaderMap, Method};
@@ -16,7 +18,7 @@ const HEALTH: &str = "/healthz";
 /// The endpoint's name, and what follows it: path and query.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Target<'a> {
-    pub endpoint: &'a str,
+    pub endpoint: Cow<'a, str>,
     pub path: &'a str,
     pub kind: PathKind,
 }
@@ -31,7 +33,10 @@ impl<'a> Target<'a> {
     pub fn parse(parts: &'a Parts, domain: Option<&str>) -> Result<Self, Refusal> {
         let path = Self::path_and_query(parts);
         let (endpoint, path) = match path.strip_prefix(PREFIX) {
-            Some(tail) => tail.split_at(tail.find(['/', '?']).unwrap_or(tail.len())),
+            Some(tail) => {
+                let (endpoint, path) = tail.split_at(tail.find(['/', '?']).unwrap_or(tail.len()));
+                (endpoint.into(), path)
+            }
             // Not the `*` of an OPTIONS request.
             None if !path.starts_with('/') => return Err(Refusal::UnknownEndpoint),
             None => {
@@ -44,6 +49,12 @@ impl<'a> Target<'a> {
             path,
             kind: PathKind::of(path),
         })
+    }
+
+    /// What precedes the endpoint's paths; nothing on its host name.
+    pub fn prefix(&self, parts: &'a Parts) -> &'a str {
+        let path = Self::path_and_query(parts);
+        &path[..path.len() - self.path.len()]
     }
 
     /// Checks that the path does not lead out of what it begins with.
@@ -112,17 +123,24 @@ fn percent_decode(path: &mut Vec<u8>) -> bool {
     from != to
 }
 
-fn host_endpoint<'a>(parts: &'a Parts, domain: Option<&str>) -> Option<&'a str> {
+/// The endpoint that the host name under `domain` names, without regard to case or a dot at the end.
+fn host_endpoint<'a>(parts: &'a Parts, domain: Option<&str>) -> Option<Cow<'a, str>> {
     let domain = domain?;
     let host = match parts.uri.host() {
         Some(host) => host,
         None => parts.headers.get(HOST)?.to_str().ok()?,
     };
     let host = host.split_once(':').map_or(host, |(host, _)| host);
+    let host = host.strip_suffix('.').unwrap_or(host);
     let (endpoint, parent_domain) = host.split_once('.')?;
-    parent_domain
-        .eq_ignore_ascii_case(domain)
-        .then_some(endpoint)
+    if !parent_domain.eq_ignore_ascii_case(domain) {
+        return None;
+    }
+    // Endpoints have lower-case names.
+    Some(match endpoint.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => endpoint.to_ascii_lowercase().into(),
+        false => endpoint.into(),
+    })
 }
 
 /// Checks that the request carries one of the endpoint's keys. Every key is compared in full, in
@@ -177,6 +195,9 @@ mod tests {
             ("/endpoints/iris?x", "x", "iris", "?x"),
             ("/endpoints/iris", "x", "iris", ""),
             ("/v1/x", "iris.ml.example", "iris", "/v1/x"),
+            ("/score", "Iris.ml.example.", "iris", "/score"),
+            ("/score", "iris.ml.example.:80", "iris", "/score"),
+            ("/endpoints/Iris/score", "x", "Iris", "/score"),
         ];
         for (uri, host, endpoint, path) in cases {
             let parts = parts(uri, host);
@@ -184,7 +205,7 @@ mod tests {
             assert_eq!(
                 target,
                 Ok(Target {
-                    endpoint,
+                    endpoint: endpoint.into(),
                     path,
                     kind: PathKind::of(path),
                 }),
@@ -200,6 +221,7 @@ mod tests {
             ("/score", "iris.other.example"),
             ("/score", "a.iris.ml.example"),
             ("*", "iris.ml.example"),
+            ("/score", "iris.ml.example.."),
         ] {
             let parts = parts(uri, host);
             let target = Target::parse(&parts, Some("ml.example"));

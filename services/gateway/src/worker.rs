@@ -18,6 +18,7 @@ use crate::instance::Instance;
 use crate::pool::Pool;
 use crate::router::{Endpoint, RouteSet, Router};
 use crate::shard::SharedShard;
+use crate::upload_buffers::UploadBuffers;
 use crate::upstream::IdleConnection;
 
 /// State shared by all worker threads.
@@ -30,6 +31,7 @@ pub struct SharedState {
     pub client_connections: AtomicUsize,
     /// Open connections to instances, in use or idle.
     pub upstreams: Arc<AtomicUsize>,
+    pub upload_buffers: UploadBuffers,
 }
 
 impl SharedState {

@@ -94,6 +94,26 @@ async fn ambiguous_requests_are_refused_and_their_connections_closed() {
             400,
             "malformed-request",
         ),
+        (
+            format!("POST /endpoints/iris/score<x> HTTP/1.1\r\n{host}\r\n"),
+            400,
+            "malformed-request",
+        ),
+        (
+            "POST /endpoints/iris/score HTTP/1.0\r\n\r\nabcd".into(),
+            400,
+            "ambiguous-length",
+        ),
+        (
+            format!("{LINE}{host}connection: upgrade\r\nupgrade: websocket\r\n\r\n"),
+            501,
+            "upgrade-unsupported",
+        ),
+        (
+            format!("{}{LINE}{host}\r\n", "\r\n".repeat(5)),
+            400,
+            "malformed-request",
+        ),
         (format!("!slow / HTTP/1.1\r\n{host}\r\n"), 400, "bad-method"),
         (
             format!("CONNECT a:1 HTTP/1.1\r\n{host}\r\n"),
@@ -139,6 +159,41 @@ async fn ambiguous_requests_are_refused_and_their_connections_closed() {
         0,
         "nothing reached the model"
     );
+}
+
+#[tokio::test]
+async fn every_refused_head_is_counted() {
+    let gateway = start(&[]).await;
+    let refused = "POST /endpoints/iris/score<x> HTTP/1.1\r\nhost: a\r\n\r\n";
+    send_raw(gateway.address, refused.as_bytes()).await;
+    let metrics = gateway.metrics.clone();
+    gateway.stop().await;
+    let text = metrics.encode();
+    let line =
+        r#"penstock_requests_total{endpoint="",deployment="",role="live",code_class="4xx"} 1"#;
+    assert!(text.contains(line), "{text}");
+}
+
+#[tokio::test]
+async fn empty_lines_before_a_request_are_ignored() {
+    let instance = TestInstance::echo().await;
+    let gateway = start_serving(&[instance.entry()]).await;
+    let mut client = tokio::net::TcpStream::connect(gateway.address)
+        .await
+        .unwrap();
+    // Nothing answers the lines themselves, however long the next request takes to come.
+    write_text(&mut client, "\r\n").await;
+    let first = format!("{LINE}host: a\r\ncontent-length: 2\r\n\r\nok\r\n");
+    write_text(&mut client, &first).await;
+    let head = read_head(&mut client).await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    let mut body = [0; 2];
+    client.read_exact(&mut body).await.unwrap();
+    write_text(&mut client, "\r").await;
+    let second = format!("\n\r\n{LINE}host: a\r\nconnection: close\r\n\r\n");
+    write_text(&mut client, &second).await;
+    let rest = String::from_utf8(read_until_closed(&mut client).await).unwrap();
+    assert!(rest.starts_with("HTTP/1.1 200 "), "{rest}");
 }
 
 #[tokio::test]

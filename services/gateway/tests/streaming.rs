@@ -119,9 +119,10 @@ async fn a_client_that_disconnects_during_a_blocked_upload_is_detected() {
     let mut client = TcpStream::connect(gateway.address).await.unwrap();
     let head = "POST /endpoints/iris/score HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000000";
     write_text(&mut client, &format!("{head}\r\n\r\n")).await;
+    let some = vec![b'x'; 1 << 20];
+    client.write_all(&some).await.unwrap();
     // Accepted, and never read from.
     let stuck = instance.accept().await;
-    let some = vec![b'x'; 1 << 20];
     let stuck_for = std::time::Duration::from_millis(500);
     while tokio::time::timeout(stuck_for, client.write_all(&some))
         .await

@@ -123,6 +123,7 @@ async fn a_response_before_the_request_is_complete_is_forwarded() {
         (response.header("penstock-model-status"), response.text()),
         ("413", "why")
     );
+    assert_eq!(response.header("connection"), "close");
 }
 
 #[tokio::test]

@@ -51,6 +51,9 @@ pub struct DeploymentSpec {
     /// How failures are answered; azure by default.
     #[serde(default, skip_serializing_if = "ErrorMapping::is_default")]
     pub error_mapping: ErrorMapping,
+    /// What instances get of a client's `authorization` header; strip by default.
+    #[serde(default, skip_serializing_if = "Authorization::is_default")]
+    pub authorization: Authorization,
     /// How long an instance that gets no new requests may take to finish those in flight, before it is
     /// stopped regardless; the longest that a request may take by default. 0s to 1d.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -102,6 +105,25 @@ pub enum Purchase {
     Reserved,
     /// A committed amount per hour, whatever it is used for.
     SavingsPlan,
+}
+
+/// What instances get of a client's `authorization` header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Authorization {
+    /// Nothing: it is for the gateway, which has checked it.
+    #[default]
+    Strip,
+    /// All of it, the endpoint's key included: for a server that checks it itself, usually behind an
+    /// endpoint with `auth: none`.
+    Pass,
+}
+
+impl Authorization {
+    /// Whether it is what a document gets that does not name one.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A plain value, or a reference that is resolved where it is used. The resolved value is never stored.

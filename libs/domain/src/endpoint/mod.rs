@@ -113,6 +113,7 @@ fn instance_part(spec: &DeploymentSpec) -> DeploymentSpec {
         request_settings: RequestSettings::default(),
         routes: None,
         error_mapping: Default::default(),
+        authorization: Default::default(),
         drain_timeout: Default::default(),
         startup_timeout: Default::default(),
         ..spec.clone()

@@ -35,6 +35,7 @@ impl TestDeployment {
         let deployment = Deployment {
             name_header: HeaderValue::from_static("blue"),
             limits: crate::limits::TimeLimits::new(&Default::default()),
+            passes_authorization: false,
             queue_wait_us: 1,
             keep_alive_idle_us: 1,
             limit: 1,

@@ -195,6 +195,11 @@ impl ResponseReader {
         !matches!(self.state, ReaderState::Head) || self.interim > 0 || !self.input.is_empty()
     }
 
+    /// Bytes that have arrived and were not taken.
+    pub fn unread_bytes(&self) -> usize {
+        self.input.len()
+    }
+
     /// Whether the rest of the body has arrived, in one piece.
     pub fn is_buffered(&self) -> bool {
         match self.state {

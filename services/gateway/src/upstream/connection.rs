@@ -24,6 +24,9 @@ use crate::socket::{COALESCE_BYTES_MAX, poll_write_coalesced};
 const READ_SMALL: usize = 8 * 1024;
 /// Buffer size of a read if more is expected.
 const READ_LARGE: usize = 128 * 1024;
+/// Bodies of known length up to this size are passed on once all of them has arrived, so that a response that
+/// breaks off can be refused instead of cut.
+const HELD_BYTES_MAX: u64 = 64 * 1024;
 /// A head buffer that has grown beyond this is not kept.
 const TEXT_MAX: usize = 16 * 1024;
 
@@ -101,6 +104,32 @@ impl Upstream {
                 return Poll::Ready(Err(UpstreamError::ClosedEarly));
             }
         }
+    }
+
+    /// Whether the response may be passed on: all of its body has arrived, if that is short, or a part of it,
+    /// or its length is unknown, as of a stream of events.
+    pub fn is_begun(&self) -> bool {
+        match self.reader.exact_length() {
+            Some(length) if length <= HELD_BYTES_MAX => self.reader.is_buffered(),
+            Some(_) => self.reader.unread_bytes() > 0,
+            None => true,
+        }
+    }
+
+    /// Bytes that have arrived and were not taken.
+    pub fn unread_bytes(&self) -> usize {
+        self.reader.unread_bytes()
+    }
+
+    /// Waits until the response may be passed on, while still sending the request.
+    pub fn poll_begun(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+        self.poll_send(cx)?;
+        while !self.is_begun() {
+            if ready!(self.poll_read(cx)).unwrap_or_default() == 0 {
+                return Poll::Ready(Err(UpstreamError::ClosedEarly));
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Returns the next piece of the response body; `None` once it is complete.

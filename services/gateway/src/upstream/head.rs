@@ -3,10 +3,11 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use hyper::ext::ReasonPhrase;
 
+use crate::forwarded::Origin;
 use crate::framing::content_length;
 use crate::hop_by_hop::{ConnectionOptions, tokens};
 use crate::reply::REQUEST_ID;
@@ -31,6 +32,9 @@ pub struct UpstreamRequest<'a> {
     pub headers: &'a HeaderMap,
     pub host: &'a HeaderValue,
     pub id: &'a HeaderValue,
+    pub origin: Origin<'a>,
+    /// Whether the instance gets the client's `authorization`.
+    pub passes_authorization: bool,
 }
 
 impl UpstreamRequest<'_> {
@@ -53,8 +57,17 @@ impl UpstreamRequest<'_> {
         for connection in self.headers.get_all(CONNECTION) {
             connection_options.add(connection.as_bytes());
         }
+        let mut host: &[u8] = b"";
         for (name, value) in self.headers {
-            if name == HOST || name == REQUEST_ID || connection_options.is_hop_by_hop(name) {
+            if name == HOST {
+                host = value.as_bytes();
+                continue;
+            }
+            let is_passed = self.passes_authorization && name == AUTHORIZATION;
+            let is_dropped = name == REQUEST_ID
+                || connection_options.is_hop_by_hop(name)
+                || self.origin.replaces(name);
+            if is_dropped && !is_passed {
                 continue;
             }
             out.extend_from_slice(name.as_str().as_bytes());
@@ -62,6 +75,7 @@ impl UpstreamRequest<'_> {
             out.extend_from_slice(value.as_bytes());
             out.extend_from_slice(b"\r\n");
         }
+        self.origin.write(host, self.headers, out);
         if chunked {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         }

@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::count_guard::CountGuard;
 use super::{IdleConnection, Upstream, UpstreamError, UpstreamRequest};
 use crate::body::RequestBody;
+use crate::forwarded::{Origin, Peer};
 
 /// A connection to an instance, and the instance's end of it.
 async fn connected() -> (IdleConnection, TcpStream) {
@@ -29,6 +30,12 @@ fn post(idle: IdleConnection) -> Box<Upstream> {
         headers: &HeaderMap::new(),
         host: &fixed,
         id: &fixed,
+        origin: Origin {
+            peer: &Peer::new([10, 0, 0, 2].into(), &[]),
+            authority: None,
+            prefix: "",
+        },
+        passes_authorization: false,
     };
     idle.begin(&request, RequestBody::Full(Some(Bytes::from("body"))))
 }

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::body::ResponseReader;
 use super::head::{RESPONSE_HEAD_BYTES_MAX, ResponseLength, UpstreamRequest};
+use crate::forwarded::{Origin, Peer};
 
 /// How a response ends for the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -387,6 +388,7 @@ fn a_request_is_written_without_hop_by_hop_headers() {
         ("x-hop", "1"),
         ("x-request-id", "theirs"),
         ("authorization", "Bearer secret"),
+        ("x-forwarded-for", "6.6.6.6"),
         ("transfer-encoding", "chunked"),
         ("accept", "a"),
         ("accept", "b"),
@@ -399,6 +401,12 @@ fn a_request_is_written_without_hop_by_hop_headers() {
         headers: &headers,
         host: &HeaderValue::from_static("10.0.0.1:80"),
         id: &HeaderValue::from_static("ours"),
+        origin: Origin {
+            peer: &Peer::new([10, 0, 0, 2].into(), &[]),
+            authority: None,
+            prefix: "/endpoints/iris",
+        },
+        passes_authorization: false,
     };
     let written = |chunked| {
         let mut out = Vec::new();
@@ -406,7 +414,9 @@ fn a_request_is_written_without_hop_by_hop_headers() {
         String::from_utf8(out).unwrap()
     };
     let head = "POST /score?x=1 HTTP/1.1\r\nhost: 10.0.0.1:80\r\nx-request-id: ours\r\n\
-        accept: a\r\naccept: b\r\n";
+        accept: a\r\naccept: b\r\nx-forwarded-for: 10.0.0.2\r\nforwarded: for=10.0.0.2;proto=http;host=\"public.example\"\r\n\
+        x-forwarded-proto: http\r\nx-forwarded-host: public.example\r\n\
+        x-forwarded-prefix: /endpoints/iris\r\n";
     assert_eq!(written(false), format!("{head}\r\n"));
     assert_eq!(
         written(true),

@@ -17,7 +17,9 @@ use std::time::Duration;
 use bus::{Bus, LocalBus};
 use bytes::Bytes;
 use contract::frame::{AtOrBelow, DeploymentFrame, Frame, Outcomes, StatusClasses};
-use contract::resources::{AuthMode, ErrorMapping, ModelClientErrors, RequestSettings, Routes};
+use contract::resources::{
+    AuthMode, Authorization, ErrorMapping, ModelClientErrors, RequestSettings, Routes,
+};
 use contract::route::{DeploymentRoute, InstanceRoute, Route, RouteUpdate};
 use contract::time::Span;
 use contract::{EndpointKey, Position, Uid};
@@ -76,6 +78,7 @@ pub struct Settings {
     pub body_max: u64,
     pub model_client_errors: ModelClientErrors,
     pub request: RequestSettings,
+    pub authorization: Authorization,
     pub thresholds_us: Vec<u64>,
     pub routes: Option<Routes>,
     pub error_mapping: ErrorMapping,
@@ -103,6 +106,7 @@ impl Default for Settings {
                 max_queue_wait: Span::from_secs(5),
                 ..RequestSettings::default()
             },
+            authorization: Authorization::default(),
             thresholds_us: Vec::new(),
             routes: None,
             error_mapping: ErrorMapping::Azure,
@@ -159,6 +163,7 @@ pub fn route(
         request_settings: settings.request.clone(),
         routes: settings.routes.clone(),
         error_mapping: settings.error_mapping,
+        authorization: settings.authorization,
         latency_thresholds_us: settings.thresholds_us.clone(),
         instances: entries
             .iter()

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use cli::client::config::default_data_dir;
 use contract::time::Span;
+use ipnet::IpNet;
 
 use super::service::Service;
 
@@ -99,6 +100,26 @@ pub struct ServeArgs {
     /// Find endpoints by host name too: `{endpoint}.DOMAIN/score` is `/endpoints/{endpoint}/score`
     #[arg(long, value_name = "DOMAIN", env = "PENSTOCK_GATEWAY_DOMAIN", value_parser = domain)]
     pub gateway_domain: Option<String>,
+    /// Proxies before the gateway, as CIDR,…: what they say in x-forwarded-* and forwarded is passed on, and
+    /// their address added. Of other clients it is dropped
+    #[arg(
+        long,
+        value_name = "CIDR,…",
+        env = "PENSTOCK_TRUSTED_PROXIES",
+        value_delimiter = ',',
+        value_parser = network
+    )]
+    pub trusted_proxies: Vec<IpNet>,
+    /// How much of a request's body arrives before it takes an instance: a shorter one whole. 0: bodies above
+    /// 64KiB are streamed from the start
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "PENSTOCK_UPLOAD_BUFFER",
+        default_value = "1MiB",
+        value_parser = size
+    )]
+    pub upload_buffer: u64,
     /// Where a process without control serves health and metrics, and an actuator its instances' logs
     #[arg(
         long,
@@ -167,6 +188,31 @@ fn host(text: &str) -> Result<String, String> {
     ))
 }
 
+/// Parses a network; an address alone is one.
+fn network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from).ok();
+    text.parse::<IpNet>().ok().or_else(address).ok_or_else(|| {
+        format!("`{text}` is not a network; write an address and the length of its prefix, such as 10.0.0.0/8")
+    })
+}
+
+/// Parses a size in bytes, up to 64MiB.
+fn size(text: &str) -> Result<u64, String> {
+    let (number, shift) = match text.split_once(['K', 'M']) {
+        Some((number, "iB")) if text.contains('K') => (number, 10),
+        Some((number, "iB")) => (number, 20),
+        _ => (text, 0),
+    };
+    number
+        .parse::<u32>()
+        .ok()
+        .map(|number| u64::from(number) << shift)
+        .filter(|bytes| *bytes <= 64 << 20)
+        .ok_or_else(|| {
+            format!("`{text}` is not a size up to 64MiB; write one such as 256KiB or 1MiB")
+        })
+}
+
 /// Parses a domain: what follows the endpoint's name and a dot in a Host header.
 fn domain(text: &str) -> Result<String, String> {
     let label = |label: &str| {
@@ -217,6 +263,38 @@ mod tests {
         ] {
             let refused = host(invalid).unwrap_err();
             assert!(refused.contains("such as 10.0.0.7"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_a_prefix_or_an_address() {
+        for (text, network_of) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("10.0.0.7", "10.0.0.7/32"),
+            ("fd00::/8", "fd00::/8"),
+            ("::1", "::1/128"),
+        ] {
+            assert_eq!(network(text).unwrap().to_string(), network_of);
+        }
+        for invalid in ["", "10.0.0.0/33", "10.0.0.0/8/8", "proxy.example.com"] {
+            let refused = network(invalid).unwrap_err();
+            assert!(refused.contains("such as 10.0.0.0/8"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_size_has_a_binary_unit_and_a_limit() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("1000", 1000),
+            ("256KiB", 256 << 10),
+            ("64MiB", 64 << 20),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for invalid in ["", "MiB", "1MB", "1 MiB", "-1", "65MiB", "1.5MiB", "1KMiB"] {
+            let refused = size(invalid).unwrap_err();
+            assert!(refused.contains("such as 256KiB"), "{refused}");
         }
     }
 

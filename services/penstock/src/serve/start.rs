@@ -171,6 +171,8 @@ pub async fn gateway(startup: &mut Startup<'_>) -> anyhow::Result<()> {
     let config = gateway::Config {
         data: Some(ctx.data.clone()),
         domain: args.gateway_domain.clone(),
+        trusted_proxies: args.trusted_proxies.clone(),
+        upload_buffer_bytes: args.upload_buffer,
         threads: ctx.budget.shares.threads,
         descriptors: ctx.budget.descriptors.clone(),
         ..gateway::Config::new(id, args.gateway_addr)

@@ -39,6 +39,13 @@ fn spec() -> DeploymentSpec {
         .unwrap()
 }
 
+fn spec_with(instances: u32) -> DeploymentSpec {
+    DeploymentSpec {
+        instances,
+        ..spec()
+    }
+}
+
 fn shares(shares: &[(&str, u8)]) -> Percentages {
     shares
         .iter()
@@ -66,6 +73,13 @@ impl World {
         for deployment in deployments {
             world.put(deployment, spec()).unwrap();
         }
+        world
+    }
+
+    /// Creates an endpoint `iris` with a deployment `blue` of so many instances.
+    fn with_blue(instances: u32) -> Self {
+        let mut world = Self::with(&[]);
+        world.put("blue", spec_with(instances)).unwrap();
         world
     }
 
@@ -270,7 +284,7 @@ impl World {
 
 #[test]
 fn a_deployment_succeeds_once_as_many_instances_are_ready_as_were_granted() {
-    let mut world = World::with(&["blue"]);
+    let mut world = World::with_blue(2);
     world.settle();
     assert_eq!(
         world.endpoint.as_ref().unwrap().state,
@@ -288,10 +302,78 @@ fn a_deployment_succeeds_once_as_many_instances_are_ready_as_were_granted() {
 
 #[test]
 fn a_granted_count_of_zero_is_reached_at_once() {
-    let mut world = World::with(&["blue"]);
+    let mut world = World::with_blue(0);
     world.granted.insert(name("blue"), 0);
     world.settle();
     assert_eq!(world.state("blue"), ProvisioningState::Succeeded);
+}
+
+#[test]
+fn a_changed_count_is_reached_only_once_it_was_granted() {
+    let mut world = World::with(&["blue"]);
+    world.granted.insert(name("blue"), 1);
+    world.ready("a", "blue");
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Succeeded);
+    world.put("blue", spec_with(2)).unwrap();
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Updating);
+    world.granted.insert(name("blue"), 2);
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Updating);
+    world.ready("b", "blue");
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Succeeded);
+}
+
+#[test]
+fn what_overrides_the_count_of_a_deployment_may_grant_another_one() {
+    let deployment = || name("blue");
+    let autoscale = |mode: &str| {
+        let document = serde_json::json!({
+            "target": {"endpoint": "iris", "deployment": "blue"}, "mode": mode,
+            "profiles": [{"name": "default", "capacity": {"min": 1, "max": 4, "default": 1}}],
+        });
+        Command::PutAutoscale {
+            deployment: deployment(),
+            labels: BTreeMap::new(),
+            spec: serde_json::from_value(document).unwrap(),
+        }
+    };
+    let table = [
+        (
+            Command::Pin {
+                deployment: deployment(),
+                pin: Pin {
+                    instances: 1,
+                    until: None,
+                },
+            },
+            ProvisioningState::Succeeded,
+        ),
+        (
+            Command::SetPause {
+                deployment: deployment(),
+                pause: Pause {
+                    scale_in: false,
+                    scale_out: true,
+                },
+            },
+            ProvisioningState::Succeeded,
+        ),
+        (autoscale("live"), ProvisioningState::Succeeded),
+        (autoscale("shadow"), ProvisioningState::Updating),
+    ];
+    for (overrides, expected) in table {
+        let mut world = World::with(&["blue"]);
+        world.granted.insert(name("blue"), 1);
+        world.ready("a", "blue");
+        let case = format!("{overrides:?}");
+        world.run(overrides).unwrap();
+        world.put("blue", spec_with(2)).unwrap();
+        world.settle();
+        assert_eq!(world.state("blue"), expected, "{case}");
+    }
 }
 
 #[test]

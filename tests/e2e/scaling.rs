@@ -362,3 +362,43 @@ async fn after_a_crash_the_first_decision_rests_on_what_was_measured_before() {
     assert!(cpu["instances"].as_f64() > Some(0.0), "{decision:#}");
     penstock.verify().await;
 }
+
+/// Applies these documents, and waits as `apply --wait` does.
+async fn apply_and_wait(penstock: &Penstock, folder: &DataFolder, documents: &[&Value]) {
+    let file = folder.path().join("applied.yaml");
+    let text: Vec<String> = documents.iter().map(ToString::to_string).collect();
+    std::fs::write(&file, text.join("\n---\n")).unwrap();
+    let applied = penstock
+        .cli(&["apply", "-f", file.to_str().unwrap(), "--wait"])
+        .await;
+    let errors = String::from_utf8_lossy(&applied.stderr);
+    assert!(applied.status.success(), "{errors}");
+}
+
+#[tokio::test]
+async fn an_apply_that_waits_ends_with_as_many_instances_as_the_documents_ask_for() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    penstock.deploy("iris", "blue", 1).await;
+    let blue = deployment_document("iris", "blue", 2);
+    apply_and_wait(&penstock, &folder, &[&blue]).await;
+    assert_eq!(penstock.instances("iris", "blue", "ready").await.len(), 2);
+
+    let policy = |min: u32, when: &str| {
+        autoscale(json!([{
+            "name": "default", "capacity": {"min": min, "max": 4, "default": min},
+            "rules": [{
+                "name": "busy", "metric": {"name": "concurrency", "window": "3s"}, "when": when,
+                "scale": {"direction": "out", "by": 1}
+            }]
+        }]))
+    };
+    apply_and_wait(&penstock, &folder, &[&policy(3, "> 100"), &blue]).await;
+    assert_eq!(penstock.instances("iris", "blue", "ready").await.len(), 3);
+    apply_and_wait(&penstock, &folder, &[&policy(4, "> 100")]).await;
+    assert_eq!(penstock.instances("iris", "blue", "ready").await.len(), 4);
+    // It changes nothing, and is waited for all the same.
+    apply_and_wait(&penstock, &folder, &[&policy(4, "> 101")]).await;
+    let newest = newest_decision(&penstock).await;
+    assert_eq!(newest["inputs"]["policyRevision"], 3, "{newest:#}");
+}

@@ -10,8 +10,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ::documents::Backends;
+use contract::ids::DeploymentRef;
 use contract::problem::Finding;
-use contract::resources::Resource;
+use contract::resources::{AutoscaleMode, Resource};
 use contract::time::Span;
 use serde_json::{Value, json};
 
@@ -39,7 +40,7 @@ pub struct ApplyArgs {
     /// Let the server check everything without changing anything
     #[arg(long)]
     dry_run: bool,
-    /// Wait until every deployment is Ready or ScaledToZero at its new revision, or has failed
+    /// Wait until every deployment, also of an Autoscale, is Ready or ScaledToZero at the new revision, or has failed
     #[arg(long, conflicts_with = "dry_run")]
     wait: bool,
     /// How long to wait
@@ -342,16 +343,54 @@ async fn deployments_of(client: &Client, endpoint: &str) -> Result<BTreeSet<Stri
     Ok(names)
 }
 
-/// Polls endpoints and deployments of the set until each has succeeded or failed.
+/// What `--wait` waits for.
+struct Target {
+    title: String,
+    path: Vec<String>,
+    deployment: Option<DeploymentRef>,
+}
+
+impl Target {
+    /// An endpoint, or the deployment that a document is about.
+    fn of(document: &Document) -> Self {
+        let Some(of) = document.resource.deployment() else {
+            return Self {
+                title: document.title(),
+                path: document.path(),
+                deployment: None,
+            };
+        };
+        let (endpoint, name) = (of.endpoint.as_str(), of.deployment.as_str());
+        let path = ["v1", "endpoints", endpoint, "deployments", name];
+        Self {
+            title: format!("deployment {of}"),
+            path: path.map(str::to_owned).to_vec(),
+            deployment: Some(of),
+        }
+    }
+}
+
+/// The endpoints and deployments of the set, and the deployments whose counts its Autoscales decide.
+fn targets(documents: &[Document]) -> Vec<Target> {
+    let mut targets: Vec<Target> = Vec::new();
+    for document in documents {
+        let decides_nothing = matches!(&document.resource,
+            Resource::Autoscale(autoscale) if autoscale.spec.mode != AutoscaleMode::Live);
+        let target = Target::of(document);
+        if !decides_nothing && targets.iter().all(|known| known.path != target.path) {
+            targets.push(target);
+        }
+    }
+    targets
+}
+
+/// Polls the targets of the set until each has succeeded or failed.
 async fn wait(client: &Client, documents: &[Document], timeout: Span) -> Result<(), CliError> {
     let deadline = tokio::time::Instant::now() + timeout.to_std();
     let mut progress = Progress::new();
     let mut failed = false;
-    for document in documents {
-        if matches!(document.resource, Resource::Autoscale(_)) {
-            continue;
-        }
-        failed |= !wait_for(client, document, deadline, timeout, &mut progress).await?;
+    for target in targets(documents) {
+        failed |= !wait_for(client, &target, deadline, timeout, &mut progress).await?;
     }
     if failed {
         return Err(CliError::Quiet(1));
@@ -359,20 +398,20 @@ async fn wait(client: &Client, documents: &[Document], timeout: Span) -> Result<
     Ok(())
 }
 
-/// Polls one resource; returns whether it succeeded.
+/// Polls one target; returns whether it succeeded.
 async fn wait_for(
     client: &Client,
-    document: &Document,
+    target: &Target,
     deadline: tokio::time::Instant,
     timeout: Span,
     progress: &mut Progress,
 ) -> Result<bool, CliError> {
-    let path = document.path();
-    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    let title = &target.title;
+    let path: Vec<&str> = target.path.iter().map(String::as_str).collect();
     let mut is_decided = false;
     loop {
         // First, so that the state is not older than the decision.
-        is_decided = is_decided || !awaits_first_decision(client, document).await?;
+        is_decided = is_decided || !awaits_decision(client, target).await?;
         let body = client.get(&path, &[]).await?.json()?;
         let state = text(&body, "/status/provisioningState");
         let reason = text(&body, "/status/reason");
@@ -382,43 +421,52 @@ async fn wait_for(
         };
         match state.as_str() {
             "Succeeded" if is_decided && is_available(&body) => {
-                progress.done(&format!("{} Succeeded{}", document.title(), ready(&body)));
+                progress.done(&format!("{title} Succeeded{}", ready(&body)));
                 return Ok(true);
             }
             "Failed" => {
-                progress.done(&format!("{} Failed: {reason}", document.title()));
+                progress.done(&format!("{title} Failed: {reason}"));
                 return Ok(false);
             }
-            _ => progress.show(&format!("{} {state}{pending}", document.title())),
+            _ => progress.show(&format!("{title} {state}{pending}")),
         }
         if tokio::time::Instant::now() >= deadline {
             progress.end();
             return Err(CliError::Failed(format!(
-                "{} is still {state} after {timeout}{pending}; look at `penstock describe {}` and `penstock logs`, or wait longer with --timeout",
-                document.title(),
-                document.title()
+                "{title} is still {state} after {timeout}{pending}; look at `penstock describe {title}` and `penstock logs`, or wait longer with --timeout"
             )));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Whether the decisions of an Autoscale are carried out for a deployment and it has not decided yet, so that the
-/// count is not its own.
-async fn awaits_first_decision(client: &Client, document: &Document) -> Result<bool, CliError> {
-    let Resource::Deployment(deployment) = &document.resource else {
+/// Whether the decisions of an Autoscale are carried out for a deployment and its present revision has not
+/// been evaluated yet, so that the count may change at once.
+async fn awaits_decision(client: &Client, target: &Target) -> Result<bool, CliError> {
+    let Some(of) = &target.deployment else {
         return Ok(false);
     };
-    let metadata = &deployment.metadata;
-    let (endpoint, name) = (metadata.endpoint.as_str(), metadata.name.as_str());
-    let Some(autoscale) = client.find(&["v1", "autoscale", endpoint, name]).await? else {
+    let path = [
+        "v1",
+        "autoscale",
+        of.endpoint.as_str(),
+        of.deployment.as_str(),
+    ];
+    let Some(autoscale) = client.find(&path).await? else {
         return Ok(false);
     };
     let autoscale = autoscale.json()?;
-    let carries_out = matches!(text(&autoscale, "/spec/mode").as_str(), "" | "live");
-    // A decision without a profile was made before the Autoscale applied.
-    let profile = text(&autoscale, "/status/lastDecision/profile");
-    Ok(carries_out && profile.is_empty())
+    if !matches!(text(&autoscale, "/spec/mode").as_str(), "" | "live") {
+        return Ok(false);
+    }
+    let last = text(&autoscale, "/status/lastDecision/id");
+    if last.is_empty() {
+        return Ok(true);
+    }
+    let decision = client.get(&["v1", "decisions", &last], &[]).await?.json()?;
+    // The first evaluation of a revision is recorded, whatever it decides.
+    let evaluated = decision.pointer("/inputs/policyRevision");
+    Ok(evaluated != autoscale.pointer("/metadata/revision"))
 }
 
 /// Whether nothing is left to wait for. Endpoints, and servers of earlier releases, show no condition.

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use contract::decision::Pause;
 use contract::events::{
     DeploymentEvent, DeploymentStateChanged, Empty, EndpointStateChanged, Event,
 };
 use contract::ids::Name;
-use contract::resources::ProvisioningState;
+use contract::resources::{AutoscaleMode, ProvisioningState};
 use contract::time::Timestamp;
 
 use crate::endpoint::{Deployment, Endpoint};
@@ -93,7 +94,8 @@ fn provisioning_state(
     let has_older = instances
         .of(deployment.uid)
         .any(|i| i.is_kept() && !deployment.is_made_of(i.revision, &i.spec));
-    if granted.is_some_and(|granted| ready >= granted as usize) && !has_older {
+    let is_reached = |granted| ready >= granted as usize && is_of_present_spec(deployment, granted);
+    if granted.is_some_and(is_reached) && !has_older {
         return Some((Succeeded, String::new()));
     }
     let history = instances.failures(deployment.uid, deployment.instance_revision)?;
@@ -106,4 +108,14 @@ fn provisioning_state(
         history.failures, history.last_reason
     );
     Some((Failed, reason))
+}
+
+/// Whether a granted count can be that of the present spec: where nothing but the deployment's own count
+/// decides, another one was granted before it changed.
+fn is_of_present_spec(deployment: &Deployment, granted: u32) -> bool {
+    let autoscale = deployment.autoscale.as_ref();
+    let decides_itself = autoscale.is_none_or(|of| of.spec.mode == AutoscaleMode::Shadow)
+        && deployment.pin.is_none()
+        && deployment.pause == Pause::default();
+    !decides_itself || granted == deployment.spec.instances
 }

@@ -39,6 +39,21 @@ fn spec() -> DeploymentSpec {
         .unwrap()
 }
 
+/// A spec that requires other instances.
+fn large() -> DeploymentSpec {
+    DeploymentSpec {
+        instance_type: "large".into(),
+        ..spec()
+    }
+}
+
+fn spec_with(instances: u32) -> DeploymentSpec {
+    DeploymentSpec {
+        instances,
+        ..spec()
+    }
+}
+
 fn shares(shares: &[(&str, u8)]) -> Percentages {
     shares
         .iter()
@@ -66,6 +81,13 @@ impl World {
         for deployment in deployments {
             world.put(deployment, spec()).unwrap();
         }
+        world
+    }
+
+    /// Creates an endpoint `iris` with a deployment `blue` of so many instances.
+    fn with_blue(instances: u32) -> Self {
+        let mut world = Self::with(&[]);
+        world.put("blue", spec_with(instances)).unwrap();
         world
     }
 
@@ -270,7 +292,7 @@ impl World {
 
 #[test]
 fn a_deployment_succeeds_once_as_many_instances_are_ready_as_were_granted() {
-    let mut world = World::with(&["blue"]);
+    let mut world = World::with_blue(2);
     world.settle();
     assert_eq!(
         world.endpoint.as_ref().unwrap().state,
@@ -288,10 +310,70 @@ fn a_deployment_succeeds_once_as_many_instances_are_ready_as_were_granted() {
 
 #[test]
 fn a_granted_count_of_zero_is_reached_at_once() {
-    let mut world = World::with(&["blue"]);
+    let mut world = World::with_blue(0);
     world.granted.insert(name("blue"), 0);
     world.settle();
     assert_eq!(world.state("blue"), ProvisioningState::Succeeded);
+}
+
+#[test]
+fn a_changed_count_is_reached_only_once_it_was_granted() {
+    let mut world = World::with(&["blue"]);
+    world.granted.insert(name("blue"), 1);
+    world.ready("a", "blue");
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Succeeded);
+    world.put("blue", spec_with(2)).unwrap();
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Updating);
+    world.granted.insert(name("blue"), 2);
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Updating);
+    world.ready("b", "blue");
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Succeeded);
+}
+
+#[test]
+fn what_overrides_the_count_of_a_deployment_may_grant_another_one() {
+    let autoscale = |mode: &str| {
+        let document = serde_json::json!({
+            "target": {"endpoint": "iris", "deployment": "blue"}, "mode": mode,
+            "profiles": [{"name": "default", "capacity": {"min": 1, "max": 4, "default": 1}}],
+        });
+        Command::PutAutoscale {
+            deployment: name("blue"),
+            labels: BTreeMap::new(),
+            spec: serde_json::from_value(document).unwrap(),
+        }
+    };
+    let pin = Command::Pin {
+        deployment: name("blue"),
+        pin: serde_json::from_value(serde_json::json!({"instances": 1})).unwrap(),
+    };
+    let pause = Command::SetPause {
+        deployment: name("blue"),
+        pause: Pause {
+            scale_in: false,
+            scale_out: true,
+        },
+    };
+    let table = [
+        (pin, ProvisioningState::Succeeded),
+        (pause, ProvisioningState::Succeeded),
+        (autoscale("live"), ProvisioningState::Succeeded),
+        (autoscale("shadow"), ProvisioningState::Updating),
+    ];
+    for (overrides, expected) in table {
+        let mut world = World::with(&["blue"]);
+        world.granted.insert(name("blue"), 1);
+        world.ready("a", "blue");
+        let case = format!("{overrides:?}");
+        world.run(overrides).unwrap();
+        world.put("blue", spec_with(2)).unwrap();
+        world.settle();
+        assert_eq!(world.state("blue"), expected, "{case}");
+    }
 }
 
 #[test]
@@ -300,11 +382,7 @@ fn a_changed_deployment_succeeds_when_no_instance_of_the_old_one_is_left() {
     world.granted.insert(name("blue"), 1);
     world.ready("old", "blue");
     world.settle();
-    let changed = DeploymentSpec {
-        instance_type: "large".into(),
-        ..spec()
-    };
-    world.put("blue", changed).unwrap();
+    world.put("blue", large()).unwrap();
     assert_eq!(world.state("blue"), ProvisioningState::Updating);
     world.ready("new", "blue");
     world.settle();
@@ -320,11 +398,7 @@ fn a_deployment_that_was_changed_back_succeeds_with_the_instances_that_it_had() 
     world.granted.insert(name("blue"), 1);
     world.ready("first", "blue");
     world.settle();
-    let changed = DeploymentSpec {
-        instance_type: "large".into(),
-        ..spec()
-    };
-    world.put("blue", changed).unwrap();
+    world.put("blue", large()).unwrap();
     world.put("blue", spec()).unwrap();
     assert_eq!(world.state("blue"), ProvisioningState::Updating);
     world.settle();
@@ -366,15 +440,7 @@ fn failures_of_an_old_spec_do_not_fail_a_new_one() {
     }
     world.settle();
     world.now = world.now + Span::from_secs(10);
-    world
-        .put(
-            "blue",
-            DeploymentSpec {
-                instance_type: "large".into(),
-                ..spec()
-            },
-        )
-        .unwrap();
+    world.put("blue", large()).unwrap();
     world.settle();
     assert_eq!(world.state("blue"), ProvisioningState::Updating);
 }

@@ -18,7 +18,8 @@ const FORGET_AFTER: Span = Span::from_secs(600);
 const RESULTS_MAX: usize = 16;
 
 /// The results of a deployment's evaluations since its count last changed. Changes of the count, of the
-/// profile and of the pin are always recorded.
+/// profile and of the pin are always recorded, and the first evaluation of each revision of the policy, so
+/// that it can be told from the record when a revision takes effect.
 #[derive(Clone, Debug, Default)]
 pub struct Repeats {
     results: Vec<Recorded>,
@@ -56,12 +57,13 @@ impl Repeats {
         };
         self.present = Some((shape, since));
         let profile = policy.and_then(|policy| evaluation.profile(policy));
-        let is_same_count = |previous: &Decision| {
+        let is_settled = |previous: &Decision| {
             previous.granted == evaluation.granted
+                && previous.inputs.policy_revision == tick.policy_revision
                 && previous.profile.as_deref() == profile
                 && !has_other_pin(previous, evaluation.outcome, tick.pin, tick.pinned_by)
         };
-        if !previous.is_some_and(is_same_count) {
+        if !previous.is_some_and(is_settled) {
             self.results.clear();
             return true;
         }

@@ -132,3 +132,18 @@ fn each_pin_is_recorded_even_to_the_same_count() {
     };
     assert!(should_write(Some(first), second));
 }
+
+#[test]
+fn the_first_evaluation_of_each_revision_is_recorded_even_with_the_same_result() {
+    let mut recorder = Recorder::new(2);
+    for revision in [1, 2, 3] {
+        recorder.harness.inputs.policy_revision = revision;
+        let before = recorder.recorded.len();
+        recorder.second(20.0);
+        recorder.second(20.0);
+        let recorded = &recorder.recorded[before..];
+        assert_eq!(recorded.len(), 1, "{revision}");
+        assert_eq!(recorded[0].inputs.policy_revision, revision);
+        assert_eq!(recorded[0].granted, 2);
+    }
+}

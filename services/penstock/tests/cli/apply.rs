@@ -262,3 +262,42 @@ fn waiting_goes_on_while_a_deployment_that_has_succeeded_is_failing() {
         assert_eq!(result.code, 0, "{reached}: {result:?}");
     }
 }
+
+#[test]
+fn waiting_goes_on_until_the_revision_of_an_autoscale_was_evaluated() {
+    let (home, server) = (Home::new(), FakeServer::start());
+    let file = home.file("all.yaml", &all_documents());
+    let words = ["apply", "-f", file.to_str().unwrap(), "--wait", "--timeout"];
+    let undecided = "deployment iris/blue Succeeded, its Autoscale has not decided yet";
+
+    server.evaluated(&[0, 0, 1]);
+    let result = home.run_with(&server, &[&words[..], &["1m"]].concat());
+    assert_eq!(result.code, 0, "{result:?}");
+    assert!(result.err.contains(undecided), "{}", result.err);
+
+    server.evaluated(&[0]);
+    let result = home.run_with(&server, &[&words[..], &["1s"]].concat());
+    assert_eq!(result.code, 1, "{result:?}");
+}
+
+#[test]
+fn an_autoscale_alone_waits_for_its_deployment_if_its_decisions_are_carried_out() {
+    let (home, server) = (Home::new(), FakeServer::start());
+    home.file("parents.yaml", &[DEPLOYMENT, ENDPOINT].join("---"));
+    home.run_with(&server, &["apply", "-f", "parents.yaml"]);
+    let words = ["apply", "-f", "rules.yaml", "--wait"];
+    let path = "/v1/endpoints/iris/deployments/blue";
+
+    home.file("rules.yaml", AUTOSCALE);
+    server.states(path, &["Succeeded Degraded", "Succeeded Ready"]);
+    let result = home.run_with(&server, &words);
+    assert_eq!(result.code, 0, "{result:?}");
+    let waited = "deployment iris/blue Succeeded, Degraded: it exited with 1";
+    assert!(result.err.contains(waited), "{}", result.err);
+
+    let shadow = AUTOSCALE.replace("spec:", "spec:\n  mode: shadow");
+    home.file("rules.yaml", &shadow);
+    server.states(path, &["Succeeded Degraded"]);
+    let result = home.run_with(&server, &words);
+    assert_eq!(result.code, 0, "{result:?}");
+}

@@ -27,6 +27,7 @@ struct FakeState {
     stored: BTreeMap<String, Value>,
     refused: BTreeMap<String, (u16, Value)>,
     states: BTreeMap<String, VecDeque<String>>,
+    evaluated: VecDeque<u64>,
 }
 
 #[derive(Clone)]
@@ -114,6 +115,14 @@ impl FakeServer {
     }
 }
 
+impl FakeServer {
+    /// Sets the revisions of Autoscales that the last decision evaluated, one per read; the last one stays.
+    /// Without them, it is always the present one.
+    pub fn evaluated(&self, revisions: &[u64]) {
+        self.shared.lock().evaluated = revisions.iter().copied().collect();
+    }
+}
+
 async fn answer(
     State(shared): State<SharedState>,
     method: Method,
@@ -197,6 +206,17 @@ impl FakeState {
                 &json!({"primary": "primary-key", "secondary": "secondary-key"}).to_string(),
             );
         }
+        if let Some(present) = path.strip_prefix("/v1/decisions/of-revision-") {
+            let evaluated = match self.evaluated.len() {
+                0 => present.parse().unwrap(),
+                1 => self.evaluated[0],
+                _ => self.evaluated.pop_front().unwrap(),
+            };
+            return reply(
+                200,
+                &json!({"inputs": {"policyRevision": evaluated}}).to_string(),
+            );
+        }
         if let Some(states) = self.states.get_mut(path) {
             let state = match states.len() {
                 1 => states[0].clone(),
@@ -263,7 +283,8 @@ impl FakeState {
             "instances": {"ready": 1, "wanted": 1},
             "scoringUri": format!("{}/endpoints/iris/score", self.url)});
         if path.starts_with("/v1/autoscale/") {
-            resource["status"]["lastDecision"] = json!({"profile": "default"});
+            resource["metadata"]["revision"] = json!(1);
+            resource["status"]["lastDecision"] = json!({"id": "of-revision-1"});
         }
         // Omitted parts of a split stay unchanged.
         if path.ends_with("/traffic") {

@@ -37,6 +37,8 @@ struct Echo {
     /// The buckets and starts of frames.
     observed: mpsc::UnboundedSender<(Bucket, Timestamp)>,
     forgotten: mpsc::UnboundedSender<Bucket>,
+    /// The calls that prepare or evaluate.
+    calls: mpsc::UnboundedSender<&'static str>,
 }
 
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -97,6 +99,7 @@ impl Reconciler for Echo {
         _global: &(),
         _now: Timestamp,
     ) -> Outputs {
+        let _ = self.calls.send("evaluate");
         let answer = || {
             Event::InstanceRemovalRequested(InstanceRemovalRequested {
                 id: InstanceId::from("i".to_owned()),
@@ -113,6 +116,14 @@ impl Reconciler for Echo {
         }
         let events = (0..due).map(|_| answer()).collect();
         Outputs::to(StreamName::of(Self::STREAM, key), events)
+    }
+
+    fn prepare(&mut self, _key: &EndpointKey, _state: &Counts, _now: Timestamp) {
+        let _ = self.calls.send("prepare");
+    }
+
+    fn prepared(&mut self, _bucket: Bucket, _now: Timestamp) {
+        let _ = self.calls.send("prepared");
     }
 
     fn observe(&mut self, frame: &Frame, _now: Timestamp) -> bool {
@@ -136,6 +147,7 @@ struct Replica {
     evaluated: mpsc::UnboundedReceiver<EndpointKey>,
     observed: mpsc::UnboundedReceiver<(Bucket, Timestamp)>,
     forgotten: mpsc::UnboundedReceiver<Bucket>,
+    calls: mpsc::UnboundedReceiver<&'static str>,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -148,6 +160,7 @@ fn replica(store: &Store) -> Replica {
     let (evaluated, evaluated_rx) = mpsc::unbounded_channel();
     let (observed, observed_rx) = mpsc::unbounded_channel();
     let (forgotten, forgotten_rx) = mpsc::unbounded_channel();
+    let (calls, calls_rx) = mpsc::unbounded_channel();
     let deps = Deps {
         store: store.clone(),
         bus: bus.clone(),
@@ -158,6 +171,7 @@ fn replica(store: &Store) -> Replica {
         evaluated,
         observed,
         forgotten,
+        calls,
     };
     let run = run(echo, deps, health.component("echo"), stop.clone());
     tokio::spawn(run);
@@ -167,6 +181,7 @@ fn replica(store: &Store) -> Replica {
         evaluated: evaluated_rx,
         observed: observed_rx,
         forgotten: forgotten_rx,
+        calls: calls_rx,
         _stop: stop.drop_guard(),
     }
 }
@@ -280,6 +295,25 @@ async fn a_reassigned_bucket_is_answered_by_its_new_owner_and_nothing_twice() {
     request(&store, "iris").await;
     first.assign(&["iris"]).await;
     wait_for_answers(&store, "iris", 3).await;
+}
+
+#[tokio::test]
+async fn an_acquired_bucket_is_prepared_before_anything_of_it_is_evaluated() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    request(&store, "iris").await;
+    let mut replica = replica(&store);
+    for acquired in 1..=2 {
+        replica.assign(&["iris"]).await;
+        for expected in ["prepare", "prepared", "evaluate"] {
+            assert_eq!(replica.calls.recv().await, Some(expected), "{acquired}");
+        }
+        replica.revoke("iris");
+        replica.forgotten.recv().await.unwrap();
+        while let Ok(call) = replica.calls.try_recv() {
+            assert_eq!(call, "evaluate", "{acquired}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,10 +39,16 @@ use crate::state::{Evaluations, Settings, Shared};
 /// Schedules, cooldowns and missing data need evaluations even if no second closes.
 const EVALUATE_EVERY: Span = Span::from_secs(1);
 
+/// Most frames of a bucket that wait until it has been caught up with; beyond that, the oldest are dropped.
+const EARLY_FRAMES_MAX: usize = 1024;
+
 /// Connects the engine to the log.
 #[derive(Default)]
 pub struct Autoscaler {
     measures: BTreeMap<Bucket, Measures>,
+    /// Frames of buckets that have not been caught up with, and when they arrived: policies say how they
+    /// are measured.
+    early: BTreeMap<Bucket, VecDeque<(Timestamp, Frame)>>,
     evaluations: BTreeMap<EndpointKey, Evaluations>,
     /// Buckets of which a second has just closed, and when the gateway closed it.
     closed_seconds: BTreeMap<Bucket, Timestamp>,
@@ -83,10 +89,10 @@ pub async fn run(
 }
 
 impl Autoscaler {
-    fn measures(&mut self, bucket: Bucket, now: Timestamp) -> &mut Measures {
-        self.measures
-            .entry(bucket)
-            .or_insert_with(|| Measures::new(now))
+    /// When the measurements of a bucket begin: with the first frame that waits for them.
+    fn begin(&self, bucket: Bucket, now: Timestamp) -> Timestamp {
+        let first = self.early.get(&bucket).and_then(VecDeque::front);
+        first.map_or(now, |(arrived, _)| *arrived)
     }
 
     /// Uses what has been read, and returns the buckets whose windows have changed.
@@ -135,8 +141,33 @@ impl Reconciler for Autoscaler {
         }
     }
 
+    fn prepare(&mut self, key: &EndpointKey, state: &EndpointState, now: Timestamp) {
+        let begin = self.begin(key.bucket(), now);
+        let measures = self.measures.entry(key.bucket());
+        let measures = measures.or_insert_with(|| Measures::new(begin));
+        let evaluations = self.evaluations.entry(key.clone()).or_default();
+        evaluations.prepare(state, measures, &self.settings.zones, now);
+    }
+
+    fn prepared(&mut self, bucket: Bucket, now: Timestamp) {
+        let begin = self.begin(bucket, now);
+        let measures = self.measures.entry(bucket);
+        let measures = measures.or_insert_with(|| Measures::new(begin));
+        for (arrived, frame) in self.early.remove(&bucket).into_iter().flatten() {
+            measures.frame(arrived, &frame);
+        }
+    }
+
     fn observe(&mut self, frame: &Frame, now: Timestamp) -> bool {
-        let closed = self.measures(frame.bucket, now).frame(now, frame);
+        let Some(measures) = self.measures.get_mut(&frame.bucket) else {
+            let early = self.early.entry(frame.bucket).or_default();
+            if early.len() == EARLY_FRAMES_MAX {
+                early.pop_front();
+            }
+            early.push_back((now, frame.clone()));
+            return false;
+        };
+        let closed = measures.frame(now, frame);
         let closed = closed
             .iter()
             .any(|second| second.kind == SourceKind::GATEWAY);
@@ -202,6 +233,7 @@ impl Reconciler for Autoscaler {
 
     fn forget(&mut self, bucket: Bucket) {
         self.measures.remove(&bucket);
+        self.early.remove(&bucket);
         self.evaluations.retain(|key, _| key.bucket() != bucket);
         self.closed_seconds.remove(&bucket);
         self.pending_decisions

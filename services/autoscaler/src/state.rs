@@ -238,6 +238,30 @@ impl Evaluations {
         deleted
     }
 
+    /// The evaluation state of a deployment, which continues from the last decision if it is new.
+    fn of(&mut self, uid: Uid, state: &EndpointState, now: Timestamp) -> &mut DeploymentEvaluation {
+        self.deployments.entry(uid).or_insert_with(|| {
+            let steps = state.steps.get(&uid).map_or(&[][..], Vec::as_slice);
+            DeploymentEvaluation::resume(state.decisions.get(&uid), steps, now)
+        })
+    }
+
+    /// Sets how the deployments are measured, before the first frame is.
+    pub fn prepare(
+        &mut self,
+        state: &EndpointState,
+        measures: &mut Measures,
+        zones: &ZoneData,
+        now: Timestamp,
+    ) {
+        let endpoint = state.fold.endpoint.as_ref();
+        let deployments = endpoint.map(|endpoint| endpoint.deployments.values());
+        for deployment in deployments.into_iter().flatten() {
+            let evaluation_state = self.of(deployment.uid, state, now);
+            evaluation_state.compile(deployment, measures, zones, now);
+        }
+    }
+
     /// Evaluates all deployments and returns the decisions to commit.
     pub fn evaluate(
         &mut self,
@@ -266,10 +290,7 @@ impl Evaluations {
             }
             let uid = deployment.uid;
             let last = state.decisions.get(&uid);
-            let evaluation_state = self.deployments.entry(uid).or_insert_with(|| {
-                let steps = state.steps.get(&uid).map_or(&[][..], Vec::as_slice);
-                DeploymentEvaluation::resume(last, steps, now)
-            });
+            let evaluation_state = self.of(uid, state, now);
             let inputs = EvaluationInputs {
                 deployment,
                 last,

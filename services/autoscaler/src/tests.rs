@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use contract::decision::Decision;
+use contract::frame::{DeploymentFrame, InstanceFrame, Role, Source};
 use contract::ids::Position;
 use contract::log::Actor;
 use domain::measure::{Load, MeasuredSpan, Past, PastOfKind};
@@ -46,6 +47,20 @@ fn policy(revision: u64, window_seconds: u64) -> Event {
     }]);
     set.spec.profiles[0].rules = serde_json::from_value(rules).unwrap();
     set.spec.stabilization = serde_json::from_value(json!({"out": "0s", "in": "0s"})).unwrap();
+    Event::AutoscaleSet(set)
+}
+
+/// A policy that scales out by one instance above half a core over 3 seconds.
+fn cpu_policy(revision: u64, initialization_period: &str) -> Event {
+    let Event::AutoscaleSet(mut set) = policy(revision, 3) else {
+        panic!("another event");
+    };
+    let rules = json!([{
+        "name": "busy", "when": "> 50", "scale": {"direction": "out", "by": 1, "cooldown": "0s"},
+        "metric": {"name": "cpu_utilization", "window": "3s"},
+    }]);
+    set.spec.profiles[0].rules = serde_json::from_value(rules).unwrap();
+    set.spec.initialization_period = initialization_period.parse().unwrap();
     Event::AutoscaleSet(set)
 }
 
@@ -98,9 +113,19 @@ impl Harness {
             concurrency: Mutex::new(concurrency),
             requests: Mutex::default(),
         });
+        let mut harness = Self::of(source.clone(), policy(1, 60));
+        harness.autoscaler = Autoscaler {
+            refills: Some(Refills::start(source)),
+            ..Autoscaler::default()
+        };
+        harness
+    }
+
+    /// An endpoint with a count of 2 by this policy.
+    fn of(source: Arc<Recorded>, policy: Event) -> Self {
         let mut harness = Self {
             autoscaler: Autoscaler::default(),
-            source: source.clone(),
+            source,
             state: EndpointState::default(),
             position: 0,
             ids: SeededIds::new(1),
@@ -108,14 +133,21 @@ impl Harness {
         for event in ["endpoint.created", "deployment.created"] {
             harness.apply(golden(event), second(0));
         }
-        harness.apply(policy(1, 60), second(1));
+        harness.apply(policy, second(1));
         let first = harness.evaluate(second(1)).remove(0);
         assert_eq!(first.granted, 2);
         harness.apply(Event::ScalingDecided(Box::new(first)), second(1));
-        harness.autoscaler = Autoscaler {
-            refills: Some(Refills::start(source)),
-            ..Autoscaler::default()
-        };
+        harness
+    }
+
+    /// An autoscaler that has taken over a deployment whose rule reads CPU, and reads no history.
+    fn with_cpu_policy(initialization_period: &str) -> Self {
+        let source = Arc::new(Recorded {
+            concurrency: Mutex::new(None),
+            requests: Mutex::default(),
+        });
+        let mut harness = Self::of(source, cpu_policy(1, initialization_period));
+        harness.autoscaler = Autoscaler::default();
         harness
     }
 
@@ -148,6 +180,51 @@ impl Harness {
             other => panic!("{other:?}"),
         };
         events.map(decision).collect()
+    }
+
+    /// Prepares the bucket, as when it has been caught up with.
+    fn caught_up(&mut self, now: Timestamp) {
+        self.autoscaler.prepare(&key(), &self.state, now);
+        self.autoscaler.prepared(key().bucket(), now);
+    }
+
+    /// A node reports an instance that uses a whole core and became ready 95 seconds after the start.
+    fn report_cpu(&mut self, seconds: std::ops::Range<i64>) {
+        let Event::DeploymentCreated(created) = golden("deployment.created") else {
+            panic!("another event");
+        };
+        for (sequence, start) in (0..).zip(seconds) {
+            let instance = InstanceFrame {
+                cpu_us: Some(1_000_000),
+                ready_for_us: Some((start - 94) as u64 * 1_000_000),
+                ..InstanceFrame::new("i-1".to_owned().into())
+            };
+            let frame = Frame {
+                source: Source {
+                    kind: SourceKind::NODE,
+                    id: "n".into(),
+                },
+                boot: Default::default(),
+                sequence,
+                bucket: key().bucket(),
+                start: second(start),
+                length_us: 1_000_000,
+                routes: Default::default(),
+                members: Default::default(),
+                hello: None,
+                goodbye: false,
+                deployments: vec![DeploymentFrame {
+                    instances: vec![instance],
+                    ..DeploymentFrame::new(
+                        key(),
+                        created.deployment.clone(),
+                        created.uid,
+                        Role::LIVE,
+                    )
+                }],
+            };
+            self.autoscaler.observe(&frame, second(start + 1));
+        }
     }
 
     /// Waits for what was asked for.
@@ -264,4 +341,33 @@ async fn a_source_that_does_not_answer_is_not_waited_for() {
     assert_eq!(harness.evaluate(second(102)), []);
     assert_eq!(harness.evaluate(second(103)), []);
     assert_eq!(harness.evaluate(second(104)).len(), 1);
+}
+
+#[test]
+fn frames_from_before_the_log_was_read_are_measured_by_the_policy() {
+    let mut harness = Harness::with_cpu_policy("30s");
+    harness.report_cpu(100..104);
+    harness.caught_up(second(104));
+    let signal = |decision: &Decision| decision.inputs.signals["cpu_utilization/3s/average"];
+    let held = harness.evaluate(second(104)).remove(0);
+    assert_eq!((held.granted, signal(&held).value), (2, None));
+
+    let mut harness = Harness::with_cpu_policy("5s");
+    harness.report_cpu(101..105);
+    harness.caught_up(second(105));
+    let decided = harness.evaluate(second(105)).remove(0);
+    let measured = signal(&decided);
+    assert_eq!((decided.granted, measured.value), (3, Some(100.0)));
+    assert!(!measured.outdated);
+}
+
+#[test]
+fn of_too_many_frames_that_wait_the_oldest_are_dropped() {
+    let mut harness = Harness::with_cpu_policy("5s");
+    harness.report_cpu(100..100 + EARLY_FRAMES_MAX as i64 + 1);
+    let waiting = &harness.autoscaler.early[&key().bucket()];
+    assert_eq!(waiting.len(), EARLY_FRAMES_MAX);
+    assert_eq!(waiting[0].1.start, second(101));
+    harness.autoscaler.forget(key().bucket());
+    assert!(harness.autoscaler.early.is_empty());
 }

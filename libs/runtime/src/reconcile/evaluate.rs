@@ -104,6 +104,8 @@ pub struct Evaluator<R: Reconciler> {
     pub reconciler: R,
     pending: BTreeMap<Subject, Pending>,
     due: BTreeMap<Bucket, Due>,
+    /// Buckets that are ours and whose endpoints are prepared.
+    prepared: BTreeSet<Bucket>,
     /// What belongs to no endpoint.
     global: FoldedEntry<R::Global>,
 }
@@ -118,6 +120,7 @@ impl<R: Reconciler> Evaluator<R> {
             reconciler,
             pending: BTreeMap::new(),
             due: BTreeMap::new(),
+            prepared: BTreeSet::new(),
             global: FoldedEntry::default(),
         }
     }
@@ -179,6 +182,7 @@ impl<R: Reconciler> Evaluator<R> {
     /// Drops what is kept of a bucket that now belongs to another owner.
     pub fn forget(&mut self, bucket: Bucket) {
         self.forget_pending(bucket);
+        self.prepared.remove(&bucket);
         self.reconciler.forget(bucket);
     }
 
@@ -212,10 +216,14 @@ impl<R: Reconciler> Evaluator<R> {
             return (writes, failed);
         }
         let entries = core.folds().lock();
-        for (bucket, due) in std::mem::take(&mut self.due) {
+        for (bucket, mut due) in std::mem::take(&mut self.due) {
             // It becomes due again once its bucket has caught up.
             if !core.is_caught_up(bucket) || core.fence(bucket).is_none() {
                 continue;
+            }
+            if self.prepared.insert(bucket) {
+                self.prepare(bucket, entries.of(bucket), clock);
+                due = Due::All;
             }
             let mut visit = |key: &EndpointKey, entry: &FoldedEntry<State<R>>| match self
                 .evaluate(key, entry, ids, clock)
@@ -242,6 +250,22 @@ impl<R: Reconciler> Evaluator<R> {
             pending.writing = Some(DueAgain::No);
         }
         (writes, failed)
+    }
+
+    fn prepare<'a>(
+        &mut self,
+        bucket: Bucket,
+        entries: impl Iterator<Item = (&'a EndpointKey, &'a FoldedEntry<State<R>>)>,
+        clock: Timestamp,
+    ) where
+        State<R>: 'a,
+    {
+        for (key, entry) in entries {
+            let now = entry.recorded.max(clock);
+            // What panics here does so again when it is evaluated, and is parked then.
+            let _ = catch_panic(|| self.reconciler.prepare(key, &entry.state, now));
+        }
+        self.reconciler.prepared(bucket, clock);
     }
 
     /// Evaluates one endpoint; the error is a panic message.

@@ -70,6 +70,19 @@ pub trait Reconciler: Send + 'static {
     ) {
     }
 
+    /// Called once for each endpoint of an acquired bucket that has been caught up with, before anything of
+    /// the bucket is evaluated: what its frames are read by is then known.
+    fn prepare(
+        &mut self,
+        _key: &EndpointKey,
+        _state: &<Self::Fold as Fold>::State,
+        _now: Timestamp,
+    ) {
+    }
+
+    /// Called once all endpoints of the bucket are prepared.
+    fn prepared(&mut self, _bucket: Bucket, _now: Timestamp) {}
+
     /// Applies a record that belongs to no endpoint. If it panics, the event is reported and skipped, and
     /// changes nothing.
     fn apply_global(_global: &mut Self::Global, _record: &Record) {}
@@ -96,7 +109,8 @@ pub trait Reconciler: Send + 'static {
     /// not at all.
     const FRAMES_AGAIN: Span = Span::ZERO;
 
-    /// Handles a frame; returns true if the endpoints of its bucket are to be evaluated.
+    /// Handles a frame; returns true if the endpoints of its bucket are to be evaluated. Those of an
+    /// acquired bucket may come before it is [prepared](Self::prepared).
     fn observe(&mut self, _frame: &Frame, _now: Timestamp) -> bool {
         false
     }

@@ -165,3 +165,17 @@ async fn a_truncated_write_ahead_log_is_reported_until_the_loss_is_accepted() {
     penstock.verify().await;
     penstock.stop().await;
 }
+
+#[tokio::test]
+async fn saved_heads_that_cannot_be_read_are_not_taken_for_lost_events() {
+    let folder = stopped().await;
+    std::fs::write(folder.path().join("penstock.db.heads.json"), "").unwrap();
+    let penstock = Penstock::start(&folder).await;
+    let (ready, log) = (penstock.get("/readyz").await.to_string(), penstock.log());
+    for text in [&ready, &log] {
+        let is_said = text.contains("penstock.db.heads.json cannot be read: it is empty");
+        assert!(is_said, "{text}");
+    }
+    assert!(!log.contains("does not contain"), "{log}");
+    penstock.stop().await;
+}

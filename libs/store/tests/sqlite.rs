@@ -380,7 +380,15 @@ async fn saved_heads_that_cannot_be_read_are_reported_and_kept() {
     std::fs::write(&file, "").unwrap();
     let mut heads = SavedHeads::of(&store).unwrap();
     let warning = heads.check().await.unwrap().unwrap();
-    assert!(warning.contains("heads.json cannot be read"), "{warning}");
+    for part in [
+        format!(
+            "the saved heads in {} cannot be read: it is empty",
+            file.display()
+        ),
+        format!("delete {}", file.display()),
+    ] {
+        assert!(warning.contains(&part), "{part}: {warning}");
+    }
     assert!(!heads.save().await.unwrap());
     let report = verify(&store, &mut NoRows, &[]).await.unwrap();
     assert_eq!(report.problems, [warning]);

@@ -4,7 +4,8 @@
 //! Invariants: the file never names an event that was not durable; heads that the log has lost stay in it
 //! until an operator deletes it.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use contract::ids::Position;
@@ -153,6 +154,7 @@ pub(crate) async fn read_saved(store: &Store) -> Result<Vec<ChainHead>, String> 
 async fn read(file: &Path) -> Result<Vec<ChainHead>, String> {
     let path = file.to_owned();
     let read = tokio::task::spawn_blocking(move || match std::fs::read(path) {
+        Ok(bytes) if bytes.is_empty() => Err(io::Error::other("it is empty")),
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Contents::default()),
         Err(error) => Err(error),
@@ -160,20 +162,23 @@ async fn read(file: &Path) -> Result<Vec<ChainHead>, String> {
     match read.await.map_err(io::Error::other).flatten() {
         Ok(Contents { items }) => Ok(items),
         Err(error) => Err(format!(
-            "{0} cannot be read ({error}), so whether the log has lost its last events is unknown: compare it \
-             with Kafka or a backup, then delete {0}",
+            "the saved heads in {0} cannot be read: {error}. Whether the log has lost its last events is unknown: \
+             compare it with Kafka or a backup, then delete {0} to save its heads again",
             file.display()
         )),
     }
 }
 
-/// Not synced to the disk: after a power failure, older heads are as good.
+/// Synced before it replaces the former heads, so that a power failure leaves these or those, and never an
+/// empty file.
 async fn write(file: &Path, contents: Contents) -> Result<(), StoreError> {
     let file = file.to_owned();
     let path = file.clone();
     let written = tokio::task::spawn_blocking(move || {
         let partial = path.with_extension("json.partial");
-        std::fs::write(&partial, serde_json::to_vec(&contents)?)?;
+        let mut new = File::create(&partial)?;
+        new.write_all(&serde_json::to_vec(&contents)?)?;
+        new.sync_all()?;
         std::fs::rename(&partial, &path)
     });
     let written = written.await.map_err(io::Error::other).flatten();

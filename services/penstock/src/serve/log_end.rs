@@ -27,7 +27,10 @@ impl LogEnd {
             return Ok(None);
         };
         if let Some(warning) = heads.check().await? {
-            tracing::warn!(warning, "the log does not contain the saved heads");
+            tracing::warn!(
+                warning,
+                "the end of the log is not confirmed by its saved heads"
+            );
             component.set_warning(Some(warning));
         }
         Ok(Some(Self { heads, component }))

@@ -269,3 +269,61 @@ pub(super) fn is_usable_id(id: &InstanceId) -> bool {
         && !text.starts_with('-')
         && text.bytes().all(allowed)
 }
+
+#[cfg(test)]
+mod tests {
+    use contract::resources::{DeploymentSpec, ProbeSpec};
+    use contract::time::Span;
+
+    use super::*;
+
+    /// The liveness probe of a record with this one and this format, once it has been read.
+    fn read_probe(format: Option<u32>, probe: Option<&ProbeSpec>) -> Option<ProbeSpec> {
+        let mut spec: DeploymentSpec =
+            serde_json::from_str(r#"{"backend": "process", "instanceType": "small"}"#).unwrap();
+        spec.liveness_probe = probe.cloned();
+        let id = InstanceId::from("i-1".to_owned());
+        let record = InstanceRecord {
+            id: id.clone(),
+            generation: 1,
+            phase: RecordPhase::Running,
+            start: Some(StartSpec {
+                id,
+                generation: 1,
+                deployment: "iris/blue".into(),
+                spec,
+            }),
+            process: None,
+            port: None,
+            host: Host::default(),
+            node: String::new(),
+            format: format.unwrap_or_default(),
+        };
+        let mut written = serde_json::to_value(record).unwrap();
+        if format.is_none() {
+            written.as_object_mut().unwrap().remove("format");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("record.json"), written.to_string()).unwrap();
+        let read = read_record(folder.path()).unwrap().unwrap();
+        assert_eq!(read.format, RECORD_FORMAT);
+        read.start.unwrap().spec.liveness_probe
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_release_keeps_the_probe_that_was_asked_for() {
+        let former = ProbeSpec {
+            period: Span::from_secs(10),
+            ..ProbeSpec::default()
+        };
+        let asked = ProbeSpec {
+            path: "/health".into(),
+            ..former.clone()
+        };
+        assert_eq!(read_probe(None, Some(&asked)), Some(asked.clone()));
+        assert_eq!(read_probe(None, None), None);
+        assert_eq!(read_probe(None, Some(&former)), None, "nobody asked for it");
+        let present = Some(RECORD_FORMAT);
+        assert_eq!(read_probe(present, Some(&former)), Some(former));
+    }
+}

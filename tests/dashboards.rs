@@ -108,3 +108,37 @@ fn every_panel_of_a_dashboard_queries_a_metric() {
     }
     assert!(panels > 0, "there is no panel at all");
 }
+
+/// The alerts of `dashboards/prometheus-rules.yml` with their expressions.
+fn alerts() -> BTreeMap<String, String> {
+    let rules = fs::read_to_string(root().join("dashboards/prometheus-rules.yml")).unwrap();
+    let rules = rules.split("\n  - ").skip(1);
+    let alerts = rules.filter_map(|rule| {
+        let (name, rest) = rule.strip_prefix("alert: ")?.split_once('\n')?;
+        let (_, expression) = rest.split_once("expr: ")?;
+        let end = ["    for: ", "    labels: "].map(|key| expression.find(key));
+        let end = end.into_iter().flatten().min()?;
+        Some((name.to_owned(), expression[..end].to_owned()))
+    });
+    alerts.collect()
+}
+
+#[test]
+fn the_documented_alerts_exist_and_query_registered_metrics() {
+    let readme = fs::read_to_string(root().join("dashboards/README.md")).unwrap();
+    let documented = readme.split('`').filter(|word| {
+        let rest = word.strip_prefix("Penstock");
+        rest.is_some_and(|rest| rest.chars().all(char::is_alphabetic))
+    });
+    let documented: BTreeSet<&str> = documented.collect();
+    let (alerts, registered) = (alerts(), registered());
+    assert!(documented.len() > 1, "{documented:?}");
+    assert_eq!(documented, alerts.keys().map(String::as_str).collect());
+    for (alert, expression) in &alerts {
+        let names = names(expression);
+        assert!(!names.is_empty(), "{alert}: {expression}");
+        for name in names {
+            assert!(is_registered(name, &registered), "{alert}: {name}");
+        }
+    }
+}

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -51,6 +52,19 @@ fn position(event: &Value) -> u64 {
 fn time(event: &Value) -> i64 {
     let time: contract::Timestamp = event["time"].as_str().unwrap().parse().unwrap();
     time.millis()
+}
+
+/// The value of a metric of iris/blue, of the sample with this label.
+async fn metric(penstock: &Penstock, name: &str, label: &str) -> f64 {
+    let response = penstock.api(Method::GET, "/metrics").send().await.unwrap();
+    let text = response.text().await.unwrap();
+    let labels = [r#"endpoint="iris""#, r#"deployment="blue""#, label];
+    let mut samples = text.lines().filter(|line| {
+        line.starts_with(&format!("{name}{{")) && labels.iter().all(|label| line.contains(label))
+    });
+    let (_, value) = samples.next().unwrap().rsplit_once(' ').unwrap();
+    assert_eq!(samples.next(), None, "{name} {label}");
+    value.parse().unwrap()
 }
 
 fn kill(instance: &Value) {
@@ -117,6 +131,33 @@ async fn a_deployment_whose_program_is_gone_is_not_available_and_says_why() {
         "{notices}"
     );
     assert!(notices.contains(program.to_str().unwrap()), "{notices}");
+
+    let described = penstock.cli(&["describe", "deployment", "iris/blue"]).await;
+    let described = String::from_utf8(described.stdout).unwrap();
+    let shown = described.split("newest failure:").collect::<Vec<_>>();
+    for (part, words) in shown.iter().zip(["reason: Failing", "cannot be run"]) {
+        assert!(part.contains(words), "{words}: {described}");
+    }
+    assert_eq!(shown.len(), 2, "{described}");
+
+    let failures = eventually("the number of failures in a row", || async {
+        let failures = metric(&penstock, "penstock_failures_in_a_row", "").await;
+        (failures >= 2.0).then_some(failures)
+    })
+    .await;
+    let failed = events(&penstock, &["instance.failed"]).await;
+    assert!(failures <= failed.len() as f64, "{failed:#?}");
+    for (reason, expected) in [
+        ("Ready", 0.0),
+        ("Degraded", 0.0),
+        ("Starting", 0.0),
+        ("Failing", 1.0),
+        ("ScaledToZero", 0.0),
+    ] {
+        let label = format!("reason=\"{reason}\"");
+        let value = metric(&penstock, "penstock_deployment_condition", &label).await;
+        assert_eq!(value, expected, "{reason}");
+    }
 
     let file = elsewhere.path().join("blue.yaml");
     std::fs::write(&file, document.to_string()).unwrap();

@@ -12,8 +12,9 @@ use contract::events::{
 use contract::ids::{DeploymentRef, EndpointKey, InstanceId, Name, Position, Uid};
 use contract::log::{Actor, Record, RowChange, StreamKind, StreamName};
 use contract::resources::{
-    BackendKind, DeploymentMetadata, DeploymentResource, DeploymentSpec, EndpointMetadata,
-    EndpointResource, EndpointSpec, ErrorMapping, Percentages, ProvisioningState, Resource, Routes,
+    Authorization, BackendKind, DeploymentMetadata, DeploymentResource, DeploymentSpec,
+    EndpointMetadata, EndpointResource, EndpointSpec, EnvValue, ErrorMapping, Percentages,
+    ProvisioningState, Resource, Routes,
 };
 use contract::time::{Span, Timestamp};
 use domain::documents::{ApplyStep, plan};
@@ -37,6 +38,14 @@ fn name(text: &str) -> Name {
 fn spec() -> DeploymentSpec {
     serde_json::from_value(serde_json::json!({"backend": "simulated", "instanceType": "small"}))
         .unwrap()
+}
+
+/// A spec that requires other instances.
+fn large() -> DeploymentSpec {
+    DeploymentSpec {
+        instance_type: "large".into(),
+        ..spec()
+    }
 }
 
 fn spec_with(instances: u32) -> DeploymentSpec {
@@ -328,39 +337,31 @@ fn a_changed_count_is_reached_only_once_it_was_granted() {
 
 #[test]
 fn what_overrides_the_count_of_a_deployment_may_grant_another_one() {
-    let deployment = || name("blue");
     let autoscale = |mode: &str| {
         let document = serde_json::json!({
             "target": {"endpoint": "iris", "deployment": "blue"}, "mode": mode,
             "profiles": [{"name": "default", "capacity": {"min": 1, "max": 4, "default": 1}}],
         });
         Command::PutAutoscale {
-            deployment: deployment(),
+            deployment: name("blue"),
             labels: BTreeMap::new(),
             spec: serde_json::from_value(document).unwrap(),
         }
     };
+    let pin = Command::Pin {
+        deployment: name("blue"),
+        pin: serde_json::from_value(serde_json::json!({"instances": 1})).unwrap(),
+    };
+    let pause = Command::SetPause {
+        deployment: name("blue"),
+        pause: Pause {
+            scale_in: false,
+            scale_out: true,
+        },
+    };
     let table = [
-        (
-            Command::Pin {
-                deployment: deployment(),
-                pin: Pin {
-                    instances: 1,
-                    until: None,
-                },
-            },
-            ProvisioningState::Succeeded,
-        ),
-        (
-            Command::SetPause {
-                deployment: deployment(),
-                pause: Pause {
-                    scale_in: false,
-                    scale_out: true,
-                },
-            },
-            ProvisioningState::Succeeded,
-        ),
+        (pin, ProvisioningState::Succeeded),
+        (pause, ProvisioningState::Succeeded),
         (autoscale("live"), ProvisioningState::Succeeded),
         (autoscale("shadow"), ProvisioningState::Updating),
     ];
@@ -382,11 +383,7 @@ fn a_changed_deployment_succeeds_when_no_instance_of_the_old_one_is_left() {
     world.granted.insert(name("blue"), 1);
     world.ready("old", "blue");
     world.settle();
-    let changed = DeploymentSpec {
-        instance_type: "large".into(),
-        ..spec()
-    };
-    world.put("blue", changed).unwrap();
+    world.put("blue", large()).unwrap();
     assert_eq!(world.state("blue"), ProvisioningState::Updating);
     world.ready("new", "blue");
     world.settle();
@@ -402,11 +399,7 @@ fn a_deployment_that_was_changed_back_succeeds_with_the_instances_that_it_had() 
     world.granted.insert(name("blue"), 1);
     world.ready("first", "blue");
     world.settle();
-    let changed = DeploymentSpec {
-        instance_type: "large".into(),
-        ..spec()
-    };
-    world.put("blue", changed).unwrap();
+    world.put("blue", large()).unwrap();
     world.put("blue", spec()).unwrap();
     assert_eq!(world.state("blue"), ProvisioningState::Updating);
     world.settle();
@@ -448,15 +441,7 @@ fn failures_of_an_old_spec_do_not_fail_a_new_one() {
     }
     world.settle();
     world.now = world.now + Span::from_secs(10);
-    world
-        .put(
-            "blue",
-            DeploymentSpec {
-                instance_type: "large".into(),
-                ..spec()
-            },
-        )
-        .unwrap();
+    world.put("blue", large()).unwrap();
     world.settle();
     assert_eq!(world.state("blue"), ProvisioningState::Updating);
 }
@@ -491,36 +476,20 @@ fn a_deployment_is_gone_when_its_last_instance_is_and_an_endpoint_after_its_last
 #[test]
 fn only_changes_that_need_new_instances_raise_the_instance_revision() {
     type Change = fn(&mut DeploymentSpec);
+    const TIME: Span = Span::from_secs(9);
     let table: [(&str, Change, u64); 13] = [
         ("instances", |s| s.instances = 5, 1),
-        (
-            "request settings",
-            |s| s.request_settings.timeout = Span::from_secs(9),
-            1,
-        ),
-        (
-            "authorization",
-            |s| s.authorization = contract::resources::Authorization::Pass,
-            1,
-        ),
-        (
-            "drain timeout",
-            |s| s.drain_timeout = Some(Span::from_secs(9)),
-            1,
-        ),
-        (
-            "startup timeout",
-            |s| s.startup_timeout = Some(Span::from_secs(9)),
-            1,
-        ),
+        ("timeout", |s| s.request_settings.timeout = TIME, 1),
+        ("header", |s| s.authorization = Authorization::Pass, 1),
+        ("drain timeout", |s| s.drain_timeout = Some(TIME), 1),
+        ("startup timeout", |s| s.startup_timeout = Some(TIME), 1),
         ("routes", |s| s.routes = Some(Routes::default()), 1),
         ("error mapping", |s| s.error_mapping = ErrorMapping::Pass, 1),
         ("command", |s| s.command = vec!["x".into()], 2),
         (
             "environment",
             |s| {
-                s.env
-                    .insert("A".into(), contract::resources::EnvValue::Plain("b".into()));
+                s.env.insert("A".into(), EnvValue::Plain("b".into()));
             },
             2,
         ),

@@ -152,6 +152,22 @@ spec:
 }
 
 #[test]
+fn a_command_must_receive_its_port() {
+    for (command, expected) in [
+        ("[./scorer, --port, \"{port}\"]", vec![]),
+        ("[sh, -c, \"exec ./scorer --port $PORT\"]", vec![]),
+        ("[sh, -c, \"exec ./scorer --port ${PORT}\"]", vec![]),
+        ("[./scorer, --port, \"8000\"]", vec!["7:3 /spec/command"]),
+    ] {
+        let text = format!(
+            "apiVersion: penstock/v1\nkind: Deployment\nmetadata: {{name: blue, endpoint: iris}}\n\
+             spec:\n  backend: process\n  instanceType: t\n  command: {command}\n"
+        );
+        assert_eq!(faults(&text), expected, "{command}");
+    }
+}
+
+#[test]
 fn a_structural_fault_neither_hides_nor_causes_a_violated_limit() {
     let text = "\
 apiVersion: penstock/v1

@@ -142,7 +142,10 @@ fn command(start: &StartSpec, context: &LaunchContext, port: u16) -> Result<Comm
         .args(arguments)
         .current_dir(&context.working_directory)
         .env_clear()
-        .envs(inherited_variables(&context.own_secrets));
+        .envs(inherited_variables(&context.own_secrets))
+        .env("HOST", &listen)
+        // What Python prints reaches the log at once.
+        .env("PYTHONUNBUFFERED", "1");
     for (name, value) in &start.spec.env {
         let value = match value {
             EnvValue::Plain(text) => fill(text).into(),
@@ -247,7 +250,7 @@ mod tests {
         let spec = serde_json::json!({
             "backend": "process", "instanceType": "t",
             "command": ["./scorer", "--listen={host}:{port}", "{port}"],
-            "env": {"URL": "http://{host}:{port}/"},
+            "env": {"URL": "http://{host}:{port}/", "HOST": "mine"},
         });
         let start = StartSpec {
             id: InstanceId::from("a".to_owned()),
@@ -271,6 +274,8 @@ mod tests {
         assert_eq!(env("URL"), "http://127.0.0.2:4711/");
         assert_eq!(env("PENSTOCK_HOST"), "127.0.0.2");
         assert_eq!(env("PORT"), "4711");
+        assert_eq!(env("PYTHONUNBUFFERED"), "1");
+        assert_eq!(env("HOST"), "mine", "a document's own values stand");
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub struct DeploymentSpec {
     #[serde(default)]
     pub purchase: Purchase,
     /// Program and arguments of an instance; `{port}` is replaced by the port it must listen on, `{host}`
-    /// by the address. Both are replaced in `env` too.
+    /// by the address. Both are replaced in `env` too, and are in the variables `PORT` and `HOST`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     /// The environment of instances. Names that begin with `PENSTOCK_` are reserved.

@@ -187,7 +187,7 @@ fn process(spec: &DeploymentSpec) -> Vec<Finding> {
         });
     }
     checker.require(references_port(spec), "/spec/command", || {
-        "the instance does not receive its port; put {port} into an argument or into a value under env".into()
+        "the instance does not receive its port; put {port} into an argument or into a value under env, or $PORT into a shell's".into()
     });
     checker.findings
 }
@@ -218,12 +218,15 @@ fn simulated(spec: &DeploymentSpec) -> Vec<Finding> {
     checker.findings
 }
 
-/// Whether the command or an environment variable contains the `{port}` placeholder.
+/// Whether the command or an environment variable contains the `{port}` placeholder, or the command the
+/// variable that has the port, which a shell replaces.
 fn references_port(spec: &DeploymentSpec) -> bool {
     let in_env =
         |value: &EnvValue| matches!(value, EnvValue::Plain(text) if text.contains("{port}"));
-    spec.command
-        .iter()
-        .any(|argument| argument.contains("{port}"))
-        || spec.env.values().any(in_env)
+    let in_argument = |argument: &String| {
+        ["{port}", "$PORT", "${PORT}"]
+            .iter()
+            .any(|port| argument.contains(port))
+    };
+    spec.command.iter().any(in_argument) || spec.env.values().any(in_env)
 }

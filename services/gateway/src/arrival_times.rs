@@ -1,9 +1,11 @@
-//! Arrival times of the requests that have not ended, to determine the age of the oldest.
+//! When the requests that have not ended arrived, or had been received, to determine the age of the oldest.
 //!
 //! Invariant: inserting and removing take constant time; finding the oldest scans no more entries
 //! than there were concurrent requests since the set was last empty.
 
 const FREE: u64 = u64::MAX;
+/// Of a request whose client has not sent it yet: it has no age.
+const RECEIVING: u64 = u64::MAX - 1;
 
 #[derive(Debug, Default)]
 pub struct ArrivalTimes {
@@ -40,7 +42,21 @@ impl ArrivalTimes {
     }
 
     pub fn oldest(&self) -> Option<u64> {
-        self.at_us.iter().copied().min().filter(|at| *at != FREE)
+        let oldest = self.at_us.iter().copied().min();
+        oldest.filter(|at| *at < RECEIVING)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.at_us.is_empty()
+    }
+
+    /// The request has no age until it is [`received`](Self::received).
+    pub fn receive(&mut self, id: ArrivalId) {
+        self.set(id.0, RECEIVING);
+    }
+
+    pub fn received(&mut self, id: ArrivalId, at_us: u64) {
+        self.set(id.0, at_us);
     }
 
     fn set(&mut self, index: u32, at_us: u64) {
@@ -69,6 +85,19 @@ mod tests {
         assert_eq!(arrivals.oldest(), Some(40));
         arrivals.remove(later);
         assert_eq!(arrivals.oldest(), None);
+    }
+
+    #[test]
+    fn a_request_that_is_being_received_has_no_age_and_is_open() {
+        let mut arrivals = ArrivalTimes::default();
+        let id = arrivals.insert(10);
+        arrivals.receive(id);
+        assert_eq!(arrivals.oldest(), None);
+        assert!(!arrivals.is_empty());
+        arrivals.received(id, 30);
+        assert_eq!(arrivals.oldest(), Some(30));
+        arrivals.remove(id);
+        assert!(arrivals.is_empty());
     }
 
     #[test]

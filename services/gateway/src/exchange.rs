@@ -51,6 +51,8 @@ pub struct Exchange {
     has_moved: bool,
     /// Bytes of the request's body that had been received by then.
     uploaded: u64,
+    /// The response broke off before its head was written: a second read could take that for its end.
+    is_broken: bool,
     /// Where an event that says why the stream was cut may be added.
     events: Option<EventStream>,
     client: Rc<Client>,
@@ -86,6 +88,7 @@ impl Exchange {
             return ResponseBody::Model(Box::new(Self {
                 has_moved: true,
                 uploaded: 0,
+                is_broken: false,
                 events: EventStream::of(headers, upstream.exact_length()),
                 phase: ExchangePhase::Streaming {
                     upstream,
@@ -141,7 +144,11 @@ impl Exchange {
         else {
             return Poll::Ready(None);
         };
-        match upstream.poll_data(cx) {
+        let data = match self.is_broken {
+            true => Poll::Ready(Some(Err(()))),
+            false => upstream.poll_data(cx).map_err(drop),
+        };
+        match data {
             Poll::Ready(Some(Ok(data))) => {
                 in_flight.add_response_bytes(data.len());
                 self.has_moved = true;
@@ -158,8 +165,11 @@ impl Exchange {
                 Poll::Ready(None)
             }
             // The server would drop a head that it has not written yet: the client would get nothing.
-            Poll::Ready(Some(Err(_))) if self.client.connection.is_unwritten() => Poll::Pending,
-            Poll::Ready(Some(Err(_))) => Poll::Ready(Some(
+            Poll::Ready(Some(Err(()))) if self.client.connection.is_unwritten() => {
+                self.is_broken = true;
+                Poll::Pending
+            }
+            Poll::Ready(Some(Err(()))) => Poll::Ready(Some(
                 self.cut(CutReason::Instance, ResponseError::ClosedEarly),
             )),
             Poll::Pending if self.client.worker.meter.is_aborting.get() => {

@@ -89,6 +89,11 @@ impl HeadScanner {
         skipped
     }
 
+    /// Whether there were empty lines before the head.
+    pub fn has_skipped_lines(&self) -> bool {
+        self.empty_lines > 0
+    }
+
     /// Returns the length of the head at the beginning of `bytes` once it is complete. Lines must
     /// end with CR LF.
     pub fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, HeadError> {

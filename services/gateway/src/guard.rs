@@ -260,7 +260,10 @@ impl Guard {
             self.read_deadline.clear();
             return Poll::Pending;
         }
-        let is_begun = !self.buffer.is_empty();
+        // Empty lines were passed on, so the HTTP server does not take the connection for idle either.
+        let has_skipped =
+            matches!(&self.framing, RequestFraming::Head(head) if head.has_skipped_lines());
+        let is_begun = has_skipped || !self.buffer.is_empty();
         if !self.read_deadline.is_set() || (is_begun && !self.is_head_begun) {
             let limit = if is_begun {
                 self.timeouts.head

@@ -74,10 +74,9 @@ pub struct InFlightRequest {
     endpoint: Arc<Endpoint>,
     deployment: usize,
     arrived_us: u64,
-    /// When its body had been received, as far as it was waited for; the time of the model begins then.
+    /// Its arrival, later by the time that its client was waited for: the model's time begins then.
     received_us: Cell<u64>,
-    is_counted: bool,
-    /// Identifies it among the requests that have been received and have not ended.
+    /// Identifies its arrival among the requests that have not ended; `None` if it does not count.
     arrival: Option<ArrivalId>,
     upload: Rc<Upload>,
     phase: RequestPhase,
@@ -93,18 +92,20 @@ impl InFlightRequest {
         is_counted: bool,
         upload: Rc<Upload>,
     ) -> Self {
-        if is_counted {
-            let slot = endpoint.deployments[deployment].state.meter_slot;
-            lock(&meter.shard).counters(slot).arrivals += 1;
-        }
+        let slot = endpoint.deployments[deployment].state.meter_slot;
+        let arrival = is_counted.then(|| {
+            let mut shard = lock(&meter.shard);
+            let counters = shard.counters(slot);
+            counters.arrivals += 1;
+            counters.arrival_times.insert(arrived_us)
+        });
         Self {
             meter,
             endpoint,
             deployment,
             arrived_us,
             received_us: Cell::new(arrived_us),
-            is_counted,
-            arrival: None,
+            arrival,
             upload,
             phase: RequestPhase::Arrived,
         }
@@ -122,14 +123,28 @@ impl InFlightRequest {
         self.arrived_us
     }
 
-    /// When its body had been received.
+    /// When it arrived, or when its body had been received if that had to be waited for.
     pub fn received_us(&self) -> u64 {
         self.received_us.get()
     }
 
-    /// More of its body has been received.
-    pub fn receive(&self, at_us: u64) {
-        self.received_us.set(at_us);
+    /// Before its dispatch, its client is waited for.
+    pub fn receive(&self) {
+        if let Some(arrival) = self.arrival {
+            let mut shard = lock(&self.meter.shard);
+            let counters = shard.counters(self.deployment().state.meter_slot);
+            counters.arrival_times.receive(arrival);
+        }
+    }
+
+    /// Its client was waited for so long, which is no time of the model.
+    pub fn waited_for_client(&self, waited_us: u64) {
+        self.received_us.set(self.received_us() + waited_us);
+        if let Some(arrival) = self.arrival {
+            let mut shard = lock(&self.meter.shard);
+            let counters = shard.counters(self.deployment().state.meter_slot);
+            counters.arrival_times.received(arrival, self.received_us());
+        }
     }
 
     /// Deadline for the next piece of a body that is read in full, of which the last came at `at_us`.
@@ -154,7 +169,7 @@ impl InFlightRequest {
             return Err(self.invalid_transition("admission"));
         };
         if self.upload.has_waited.get() {
-            self.receive(now_us());
+            self.waited_for_client(now_us().saturating_sub(self.arrived_us));
         }
         let deployment = self.deployment();
         let pending = deployment.state.admit(deployment.limit);
@@ -162,13 +177,6 @@ impl InFlightRequest {
             retry_after_secs: deployment.retry_after_secs(),
         })?;
         self.phase = RequestPhase::Admitted(pending);
-        if self.is_counted {
-            let mut shard = lock(&self.meter.shard);
-            let counters = shard.counters(self.deployment().state.meter_slot);
-            let arrival = counters.arrival_times.insert(self.received_us());
-            drop(shard);
-            self.arrival = Some(arrival);
-        }
         Ok(())
     }
 
@@ -347,11 +355,9 @@ impl InFlightRequest {
         };
         counters.request_bytes += self.upload.bytes.get();
         if let Some(arrival) = self.arrival {
-            counters.arrival_times.remove(arrival);
-        }
-        if self.is_counted {
             counters.count_status(status);
             outcome.record(&mut counters.outcomes);
+            counters.arrival_times.remove(arrival);
             if outcome.has_latency() {
                 counters.latency.record(latency);
             }

@@ -30,8 +30,8 @@
 //! `at_or_below` counts good responses only: an immediate refusal is not a fast response. The time
 //! that requests spend on an instance is counted by the worker threads, like that of the
 //! deployment, so it is exact even when several run on an instance at once. The age of the oldest
-//! request counts from when its body was received, like latency, whether it is queued or being served: a
-//! slow upload says nothing about the model.
+//! request counts from its arrival, like latency, whether it is queued or being served; the time that its
+//! client is waited for is left out, since a slow upload says nothing about the model.
 //!
 //! **Threads.** Each worker thread has its own runtime, listener (`SO_REUSEPORT`), connections and
 //! pools; one more thread follows the routes and builds the frames.

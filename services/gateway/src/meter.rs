@@ -171,6 +171,8 @@ impl FrameBuilder {
         // time have ended.
         let mut instances = instances(state, at_us);
         let mut latency_at_or_below = BTreeMap::new();
+        // Counted as an arrival, and not as an outcome yet.
+        let mut has_open = false;
         for shard in &self.shards {
             let mut shard = lock(shard);
             let Some(Some(counters)) = shard.deployments.get_mut(state.meter_slot) else {
@@ -185,6 +187,7 @@ impl FrameBuilder {
                     *instance.in_flight_us.entry(Role::LIVE).or_default() += taken;
                 }
             }
+            has_open |= !counters.arrival_times.is_empty();
             let age = counters
                 .arrival_times
                 .oldest()
@@ -220,7 +223,7 @@ impl FrameBuilder {
             || frame.in_flight_max > 0
             || frame.in_flight_us > 0
             || frame.queued_max > 0
-            || frame.oldest_in_flight_us > 0
+            || has_open
             || !frame.instances.is_empty();
         has_activity.then_some(frame)
     }

@@ -84,6 +84,27 @@ impl DeploymentPaths {
     }
 }
 
+impl DeploymentPaths {
+    /// The endpoint's path and query for the instance's, if one reaches it.
+    pub fn endpoint_path<'a>(&self, path: &'a str) -> Option<Cow<'a, str>> {
+        let end = path.find(['?', '#']).unwrap_or(path.len());
+        let (own, rest) = path.split_at(end);
+        if self.scoring.as_deref() == Some(own) {
+            return Some(Cow::Owned([SCORE, rest].concat()));
+        }
+        let Some(prefix) = &self.prefix else {
+            let kind = PathKind::of(path);
+            let is_reached = match kind {
+                PathKind::Scoring => self.scoring.is_none(),
+                PathKind::BelowScoring | PathKind::Other => self.opens(kind),
+            };
+            return is_reached.then_some(path.into());
+        };
+        let path = path.strip_prefix(prefix.as_str())?;
+        (path.is_empty() || path.starts_with(['/', '?', '#'])).then_some(path.into())
+    }
+}
+
 /// How the requests for one kind of path are shared among the deployments that open it.
 #[derive(Debug)]
 pub struct PathShares {
@@ -126,6 +147,34 @@ pub struct RoutedShares {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_path_of_an_instance_is_led_back_to_the_endpoints() {
+        let paths = |scoring: Option<&str>, prefix: Option<&str>| {
+            DeploymentPaths::new(&Routes {
+                scoring: scoring.map(Into::into),
+                prefix: prefix.map(Into::into),
+                ..Routes::default()
+            })
+        };
+        let cases = [
+            (
+                Some("/invocations"),
+                None,
+                "/invocations?a",
+                Some("/score?a"),
+            ),
+            (Some("/invocations"), None, "/v1/x", None),
+            (Some("/invocations"), Some("/"), "/v1/x", Some("/v1/x")),
+            (None, Some("/api"), "/api/v1?x", Some("/v1?x")),
+            (None, Some("/api"), "/apis", None),
+            (None, Some("/api"), "/other", None),
+        ];
+        for (scoring, prefix, path, expected) in cases {
+            let back = paths(scoring, prefix);
+            assert_eq!(back.endpoint_path(path).as_deref(), expected, "{path}");
+        }
+    }
 
     fn upstream(scoring: Option<&str>, prefix: Option<&str>, path: &str) -> Option<String> {
         let paths = DeploymentPaths::new(&Routes {

@@ -20,7 +20,7 @@ use crate::forwarded::Origin;
 use crate::framing::HeadError;
 use crate::in_flight::InFlightRequest;
 use crate::outcome::RequestOutcome;
-use crate::paths::PathKind;
+use crate::paths::{DeploymentPaths, PathKind};
 use crate::receive::receive_body;
 use crate::reply::{AZURE_DEPLOYMENT, DEPLOYMENT, REQUEST_ID, Refusal, mark_model_error};
 use crate::router::Endpoint;
@@ -193,10 +193,10 @@ fn match_route<'a>(client: &Client, parts: &'a Parts) -> Result<RouteMatch<'a>, 
             .worker
             .endpoint(&target.endpoint)
             .ok_or(Refusal::UnknownEndpoint)?;
+        error_mapping = endpoint.error_mapping;
         // Without routes, other paths are as unknown as those of no endpoint.
         endpoint.shares(target.kind)?;
         endpoint_name = target.endpoint.clone();
-        error_mapping = endpoint.error_mapping;
         target.check_segments()?;
         if endpoint.auth == AuthMode::Key {
             authorize(&endpoint, &parts.headers)?;
@@ -270,7 +270,13 @@ fn build_response(
     if head.status != StatusCode::OK
         && let Ok(instance) = in_flight.instance()
     {
-        rewrite_location(&mut head.headers, &instance.address, request.origin.prefix);
+        let paths = in_flight.deployment().paths.as_deref();
+        rewrite_location(
+            &mut head.headers,
+            &instance.address,
+            request.origin.prefix,
+            paths,
+        );
     }
     let mapping = in_flight.deployment().error_mapping;
     let (status, outcome) = client_status(head.status, mapping);
@@ -311,26 +317,47 @@ fn client_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// Makes a location at the instance's own address one at the endpoint, on the host that the client knows.
-fn rewrite_location(headers: &mut HeaderMap, address: &str, prefix: &str) {
+/// Leaves one that no path of the endpoint reaches.
+fn rewrite_location(
+    headers: &mut HeaderMap,
+    address: &str,
+    prefix: &str,
+    paths: Option<&DeploymentPaths>,
+) {
     let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
-    let Some(rest) = location.and_then(|location| own_path(location, address)) else {
+    let path = location.and_then(|location| own_path(location, address));
+    let path = path.and_then(|path| match paths {
+        Some(paths) => paths.endpoint_path(path),
+        None => Some(path.into()),
+    });
+    let Some(path) = path.filter(|path| !leads_elsewhere(path)) else {
         return;
     };
-    let slash = if rest.starts_with('/') { "" } else { "/" };
-    if let Ok(value) = HeaderValue::try_from(format!("{prefix}{slash}{rest}")) {
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    if let Ok(value) = HeaderValue::try_from(format!("{prefix}{slash}{path}")) {
         headers.insert(LOCATION, value);
     }
 }
 
 /// What follows the address in a location there.
 fn own_path<'a>(location: &'a str, address: &str) -> Option<&'a str> {
-    let (scheme, rest) = location.split_at_checked("http://".len())?;
+    // An instance that knows of a client's TLS writes https.
+    let (scheme, rest) = location.split_once("://")?;
     let (host, path) = rest.split_at_checked(address.len())?;
-    let is_own = scheme.eq_ignore_ascii_case("http://")
+    let is_own = ["http", "https"]
+        .iter()
+        .any(|own| scheme.eq_ignore_ascii_case(own))
         && host.eq_ignore_ascii_case(address)
         && (path.is_empty() || path.starts_with(['/', '?', '#']));
-    // Without the address, two slashes would begin a host name.
-    (is_own && !path.starts_with("//")).then_some(path)
+    is_own.then_some(path)
+}
+
+/// Whether a browser may take the second part of the path for a host name, which two slashes begin.
+fn leads_elsewhere(path: &str) -> bool {
+    path.strip_prefix('/').is_some_and(|rest| {
+        let first = rest.bytes().next();
+        first.is_some_and(|byte| matches!(byte, b'/' | b'\\') || !byte.is_ascii_graphic())
+    })
 }
 
 /// Returns the deployment that the request names, or else the next by the shares of its path.

@@ -49,7 +49,7 @@ pub async fn receive_body(
         .deadline
         .borrow_mut()
         .set(in_flight.body_deadline_us(in_flight.arrived_us()));
-    let first = next_piece(client, &mut incoming).await?;
+    let first = next_piece(client, &mut incoming, in_flight).await?;
     client.upload.bytes.set(first.len() as u64);
     let body = if first.len() as u64 >= wanted {
         first
@@ -59,7 +59,7 @@ pub async fn receive_body(
         while (body.len() as u64) < wanted {
             let deadline_us = in_flight.body_deadline_us(now_us());
             client.connection.deadline.borrow_mut().set(deadline_us);
-            body.extend_from_slice(&next_piece(client, &mut incoming).await?);
+            body.extend_from_slice(&next_piece(client, &mut incoming, in_flight).await?);
             client.upload.bytes.set(body.len() as u64);
         }
         body.freeze()
@@ -87,7 +87,11 @@ fn reserve_buffer(client: &Client, length: u64) -> Option<BufferPermit> {
 }
 
 /// The next piece of an incomplete body.
-async fn next_piece(client: &Client, incoming: &mut Incoming) -> Result<Bytes, Refusal> {
+async fn next_piece(
+    client: &Client,
+    incoming: &mut Incoming,
+    in_flight: &InFlightRequest,
+) -> Result<Bytes, Refusal> {
     let frame = poll_fn(|cx| {
         let woken = client.connection.wakes.is_woken();
         let frame = Pin::new(&mut *incoming).poll_frame(cx);
@@ -95,8 +99,8 @@ async fn next_piece(client: &Client, incoming: &mut Incoming) -> Result<Bytes, R
             // Taking the last piece signals capacity to a sender that is already gone.
             client.connection.wakes.restore_woken(woken);
         }
-        if frame.is_pending() {
-            client.upload.has_waited.set(true);
+        if frame.is_pending() && !client.upload.has_waited.replace(true) {
+            in_flight.receive();
         }
         if frame.is_pending() && client.connection.deadline.borrow_mut().poll(cx).is_ready() {
             return Poll::Ready(None);

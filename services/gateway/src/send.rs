@@ -188,6 +188,8 @@ async fn connect(
 struct UploadWait {
     progress: SendProgress,
     received: u64,
+    /// Since when there has been nothing to do but wait.
+    since_us: u64,
 }
 
 impl UploadWait {
@@ -196,11 +198,12 @@ impl UploadWait {
         client.upload.is_streaming().then(|| Self {
             progress: upstream.send_progress(),
             received: client.upload.bytes.get(),
+            since_us: now_us(),
         })
     }
 
     /// Called when there is nothing to do but wait: moves the deadline if there was progress since the last
-    /// time. Returns whether there is more to send.
+    /// time, and does not count the wait for the client. Returns whether there is more to send.
     fn update(
         &mut self,
         client: &Client,
@@ -209,17 +212,14 @@ impl UploadWait {
     ) -> bool {
         let (progress, received) = (upstream.send_progress(), client.upload.bytes.get());
         let has_moved = progress != self.progress || received != self.received;
+        let now_us = now_us();
+        if self.progress.awaits_client {
+            in_flight.waited_for_client(now_us.saturating_sub(self.since_us));
+        }
         if let Some(end_us) = client.connection.request_end_us.get()
             && has_moved
         {
-            let (limits, now_us) = (&in_flight.deployment().limits, now_us());
-            let end_us = if progress.is_sent {
-                in_flight.receive(now_us);
-                limits.end(now_us)
-            } else {
-                end_us
-            };
-            client.connection.request_end_us.set(Some(end_us));
+            let limits = &in_flight.deployment().limits;
             let deadline_us = if progress.awaits_client {
                 limits.next_byte(end_us, now_us)
             } else {
@@ -227,7 +227,11 @@ impl UploadWait {
             };
             client.connection.deadline.borrow_mut().set(deadline_us);
         }
-        *self = Self { progress, received };
+        *self = Self {
+            progress,
+            received,
+            since_us: now_us,
+        };
         !progress.is_sent
     }
 }
@@ -252,20 +256,22 @@ async fn await_head(
     })
     .await;
     check_upload(client)?;
-    let late = |interrupt: Interrupt| {
-        interrupt.into_error(if upstream.send_progress().awaits_client {
-            Refusal::Body
-        } else {
-            Refusal::Timeout
-        })
-    };
-    match result.map_err(late)? {
+    match result.map_err(|interrupt| too_late(interrupt, upstream))? {
         Ok(head) => Ok(AttemptOutcome::Head(head)),
         Err(UpstreamError::Malformed) => Err(RequestError::Refusal(Refusal::BadResponse)),
         Err(UpstreamError::ClosedEarly | UpstreamError::RequestBody) => {
             Ok(AttemptOutcome::ClosedEarly)
         }
     }
+}
+
+/// The error after a limit of time: the client's, if it has not sent what it announced.
+fn too_late(interrupt: Interrupt, upstream: &Upstream) -> RequestError {
+    interrupt.into_error(if upstream.send_progress().awaits_client {
+        Refusal::Body
+    } else {
+        Refusal::Timeout
+    })
 }
 
 /// Waits until the response that has begun may be passed on. One that breaks off before is refused.
@@ -293,7 +299,7 @@ pub async fn await_body(
     .await;
     check_upload(client)?;
     result
-        .map_err(|interrupt| interrupt.into_error(Refusal::Timeout))?
+        .map_err(|interrupt| too_late(interrupt, upstream))?
         .map_err(|_| RequestError::Refusal(Refusal::Unreachable))
 }
 

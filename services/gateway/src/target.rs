@@ -73,8 +73,8 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Whether the request asks for the gateway's own health. A host name of an endpoint has all its paths for
-/// itself.
+/// Whether the request asks for the gateway's own health. On the host name of an endpoint, it is the
+/// endpoint's.
 pub fn is_health_check(parts: &Parts, domain: Option<&str>) -> bool {
     parts.uri.path() == HEALTH
         && matches!(parts.method, Method::GET | Method::HEAD)

@@ -27,13 +27,12 @@ async fn write_chunk(stream: &mut TcpStream, data: &str) {
     write_text(stream, &format!("{:x}\r\n{data}\r\n", data.len())).await;
 }
 
-/// Waits until a request has been in flight for this long.
+/// Waits until requests have been on instances for this long.
 async fn until_in_flight_for(gateway: &mut TestGateway, millis: u64) {
-    let is_old = |frame: &contract::frame::Frame| {
-        let mut parts = frame.deployments.iter();
-        parts.any(|part| part.oldest_in_flight_us >= millis * 1000)
-    };
-    gateway.frame(is_old).await;
+    let mut total = FrameTotals::default();
+    while total.in_flight_us < millis * 1000 {
+        total.add(&*gateway.frame(|frame| !frame.deployments.is_empty()).await);
+    }
 }
 
 /// The reasons of responses that were cut, once the gateway has stopped.

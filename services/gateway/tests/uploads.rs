@@ -4,7 +4,9 @@
 
 mod support;
 
+use contract::Position;
 use contract::frame::{Frame, Measure};
+use contract::route::RouteUpdate;
 use contract::time::Span;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -85,10 +87,37 @@ async fn the_time_of_an_upload_is_neither_latency_nor_age() {
         }
         let fast = total.at_or_below[&Measure::LATENCY][&500_000];
         assert_eq!(fast, 1, "{length}: {total:?}");
-        if length < 1 << 20 {
-            assert_eq!(during.deployments, [], "{length}");
-        }
+        assert!(
+            during.deployments[0].oldest_in_flight_us < 500_000,
+            "{length}"
+        );
     }
+}
+
+#[tokio::test]
+async fn a_request_whose_endpoint_goes_during_its_upload_has_an_outcome_too() {
+    let instance = TestInstance::echo().await;
+    let update = blue_route(1, &Settings::default(), &[instance.entry()]);
+    let mut gateway = start(std::slice::from_ref(&update)).await;
+    let client = begin_upload(&gateway, 100, 50).await;
+    let mut total = FrameTotals::default();
+    while total.arrivals < 1 {
+        total.add(&*gateway.frame(|frame| !frame.deployments.is_empty()).await);
+    }
+    let gone = RouteUpdate {
+        revision: Position(2),
+        route: None,
+        ..update.clone()
+    };
+    let applied = gateway.apply(gone).await;
+    let later = applied.start + Span::from_secs(2);
+    let of_iris = |frame: &Frame| frame.bucket == applied.bucket && frame.start >= later;
+    gateway.frame(of_iris).await;
+    drop(client);
+    while total.outcomes.total() < 1 {
+        total.add(&*gateway.frame(|frame| !frame.deployments.is_empty()).await);
+    }
+    assert_eq!((total.arrivals, total.outcomes.total()), (1, 1));
 }
 
 #[tokio::test]

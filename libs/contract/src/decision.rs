@@ -339,6 +339,7 @@ pub struct Signal {
 impl Signal {
     /// Whether part of the window was not measured, or not as it is now.
     pub fn is_incomplete(&self) -> bool {
+        // No branches: every evaluation asks this of every rule.
         self.partial | self.warming | self.outdated | (self.seconds_covered < self.seconds_wanted)
     }
 }

@@ -25,3 +25,8 @@ pub mod views;
 
 pub use ids::{Bucket, BucketKey, DeploymentRef, EndpointKey, InstanceId, Name, Position, Uid};
 pub use time::{Span, Timestamp};
+
+/// Whether a field has the value of one that is left out.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

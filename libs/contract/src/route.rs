@@ -65,10 +65,10 @@ pub struct DeploymentRoute {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routes: Option<Routes>,
     /// How failures are answered.
-    #[serde(default, skip_serializing_if = "ErrorMapping::is_default")]
+    #[serde(default, skip_serializing_if = "crate::is_default")]
     pub error_mapping: ErrorMapping,
     /// What instances get of a client's `authorization` header.
-    #[serde(default, skip_serializing_if = "Authorization::is_default")]
+    #[serde(default, skip_serializing_if = "crate::is_default")]
     pub authorization: Authorization,
     /// Latency thresholds of objectives, in microseconds. Frames hold exact counts for them.
     pub latency_thresholds_us: Vec<u64>,

@@ -740,12 +740,14 @@ async fn a_page_reads_only_its_events_even_without_statistics() {
     // Connections report what they read at their end.
     let open = "SELECT COUNT(*) FROM pg_stat_activity WHERE backend_type = 'client backend' \
                 AND datname = current_database() AND pid <> pg_backend_pid()";
-    while sqlx::query_scalar::<_, i64>(open)
-        .fetch_one(&mut connection)
-        .await
-        .unwrap()
-        > 0
-    {}
+    let closed = async {
+        let count = async |connection: &mut sqlx::PgConnection| {
+            let count = sqlx::query_scalar::<_, i64>(open).fetch_one(connection);
+            count.await.unwrap()
+        };
+        while count(&mut connection).await > 0 {}
+    };
+    tokio::time::timeout(HANGS, closed).await.unwrap();
     let read = sqlx::query_scalar::<_, i64>(
         "SELECT (seq_tup_read + idx_tup_fetch)::BIGINT FROM pg_stat_user_tables WHERE relname = 'events'",
     );

@@ -90,7 +90,7 @@ pub async fn run(
 
 impl Autoscaler {
     /// When the measurements of a bucket begin: with the first frame that waits for them.
-    fn begin(&self, bucket: Bucket, now: Timestamp) -> Timestamp {
+    fn measured_from(&self, bucket: Bucket, now: Timestamp) -> Timestamp {
         let first = self.early.get(&bucket).and_then(VecDeque::front);
         first.map_or(now, |(arrived, _)| *arrived)
     }
@@ -142,17 +142,17 @@ impl Reconciler for Autoscaler {
     }
 
     fn prepare(&mut self, key: &EndpointKey, state: &EndpointState, now: Timestamp) {
-        let begin = self.begin(key.bucket(), now);
+        let from = self.measured_from(key.bucket(), now);
         let measures = self.measures.entry(key.bucket());
-        let measures = measures.or_insert_with(|| Measures::new(begin));
+        let measures = measures.or_insert_with(|| Measures::new(from));
         let evaluations = self.evaluations.entry(key.clone()).or_default();
         evaluations.prepare(state, measures, &self.settings.zones, now);
     }
 
     fn prepared(&mut self, bucket: Bucket, now: Timestamp) {
-        let begin = self.begin(bucket, now);
+        let from = self.measured_from(bucket, now);
         let measures = self.measures.entry(bucket);
-        let measures = measures.or_insert_with(|| Measures::new(begin));
+        let measures = measures.or_insert_with(|| Measures::new(from));
         for (arrived, frame) in self.early.remove(&bucket).into_iter().flatten() {
             measures.frame(arrived, &frame);
         }

@@ -39,7 +39,6 @@ pub struct DeploymentPaths {
     scoring: Option<String>,
     /// Without a slash at its end.
     prefix: Option<String>,
-    keeps_below_scoring: bool,
     /// Besides POST.
     counted_methods: Vec<&'static str>,
 }
@@ -50,7 +49,6 @@ impl DeploymentPaths {
         Self {
             scoring: routes.scoring.clone(),
             prefix: prefix.map(|prefix| prefix.trim_end_matches('/').to_owned()),
-            keeps_below_scoring: routes.keeps_below_scoring(),
             counted_methods: routes.counted_methods.iter().map(|m| m.as_str()).collect(),
         }
     }
@@ -58,7 +56,7 @@ impl DeploymentPaths {
     pub fn opens(&self, kind: PathKind) -> bool {
         match kind {
             PathKind::Scoring => true,
-            PathKind::BelowScoring => self.prefix.is_some() || self.keeps_below_scoring,
+            PathKind::BelowScoring => self.prefix.is_some() || self.scoring.is_none(),
             PathKind::Other => self.prefix.is_some(),
         }
     }
@@ -82,9 +80,7 @@ impl DeploymentPaths {
             },
         }
     }
-}
 
-impl DeploymentPaths {
     /// The endpoint's path and query for the instance's, if one reaches it.
     pub fn endpoint_path<'a>(&self, path: &'a str) -> Option<Cow<'a, str>> {
         let end = path.find(['?', '#']).unwrap_or(path.len());

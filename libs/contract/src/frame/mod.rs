@@ -95,7 +95,7 @@ pub struct DeploymentFrame {
     /// The role of the requests, such as live traffic.
     pub role: Role,
     /// The [`DEFINITIONS`] that it was measured by; 0 in frames of releases that had none.
-    #[serde(default, skip_serializing_if = "is_zero_version")]
+    #[serde(default, skip_serializing_if = "crate::is_default")]
     pub definitions: u32,
     /// Requests that ended in this second.
     pub outcomes: Outcomes,
@@ -135,10 +135,6 @@ pub struct DeploymentFrame {
     pub tokens: Option<Tokens>,
     /// Its instances with something to report.
     pub instances: Vec<InstanceFrame>,
-}
-
-fn is_zero_version(version: &u32) -> bool {
-    *version == 0
 }
 
 impl DeploymentFrame {

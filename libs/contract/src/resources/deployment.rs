@@ -49,10 +49,10 @@ pub struct DeploymentSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routes: Option<Routes>,
     /// How failures are answered; azure by default.
-    #[serde(default, skip_serializing_if = "ErrorMapping::is_default")]
+    #[serde(default, skip_serializing_if = "crate::is_default")]
     pub error_mapping: ErrorMapping,
     /// What instances get of a client's `authorization` header; strip by default.
-    #[serde(default, skip_serializing_if = "Authorization::is_default")]
+    #[serde(default, skip_serializing_if = "crate::is_default")]
     pub authorization: Authorization,
     /// How long an instance that gets no new requests may take to finish those in flight, before it is
     /// stopped regardless; the longest that a request may take by default. 0s to 1d.
@@ -117,13 +117,6 @@ pub enum Authorization {
     /// All of it, the endpoint's key included: for a server that checks it itself, usually behind an
     /// endpoint with `auth: none`.
     Pass,
-}
-
-impl Authorization {
-    /// Whether it is what a document gets that does not name one.
-    pub fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// A plain value, or a reference that is resolved where it is used. The resolved value is never stored.
@@ -255,13 +248,6 @@ pub struct Routes {
     pub counted_methods: BTreeSet<HttpMethod>,
 }
 
-impl Routes {
-    /// Whether what is below `/score` reaches the same paths, as without any routes.
-    pub fn keeps_below_scoring(&self) -> bool {
-        self.scoring.is_none() && self.prefix.is_none()
-    }
-}
-
 /// A method of HTTP.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
@@ -313,13 +299,6 @@ pub enum ErrorMapping {
     /// The model's own status, with `penstock-error-code: model-error`; its timeout is 504. Errors of
     /// Penstock itself have the shape of OpenAI's, `{"error": {"message", "type", "code"}}`.
     Pass,
-}
-
-impl ErrorMapping {
-    /// Whether it is what a document gets that does not name one.
-    pub fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// What a probe does.

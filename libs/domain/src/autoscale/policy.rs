@@ -43,7 +43,7 @@ pub struct Policy {
     pub(super) profiles: Vec<Profile>,
     pub(super) default: usize,
     pub(super) signals: Vec<SignalSpec>,
-    /// The keys of the signals.
+    /// The keys of the signals, in their order: each decision needs them.
     pub(super) signal_keys: Vec<String>,
     /// The time zone release that its schedules use; `None` without a schedule.
     pub(super) zone_data: Option<String>,

@@ -17,7 +17,7 @@ impl Recorder for NoopRecorder {
     fn rule(&mut self, _: impl FnOnce() -> RuleResult) {}
 }
 
-/// Stages of an evaluation that most often apply.
+/// How many stages an evaluation usually has.
 const STAGES: usize = 8;
 
 pub(super) struct FullRecorder {

@@ -6,7 +6,7 @@ use contract::problem::Finding;
 use contract::resources::{AutoscaleSpec, Resource};
 use contract::time::Timestamp;
 use contract::views::DecisionView;
-use domain::autoscale::{Policy, Preview, explain};
+use domain::autoscale::{Policy, SchedulePreview, explain};
 use domain::zones::ZoneData;
 
 /// Faults that only the engines detect: in conditions, schedules, metrics. Pointers start at the root.
@@ -29,7 +29,7 @@ pub fn preview(
     spec: &AutoscaleSpec,
     from: Timestamp,
     to: Timestamp,
-) -> Result<Preview, Vec<Finding>> {
+) -> Result<SchedulePreview, Vec<Finding>> {
     let policy = Policy::compile(spec, &ZoneData::bundled())?;
     Ok(policy.preview(from, to))
 }

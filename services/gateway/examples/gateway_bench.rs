@@ -15,7 +15,7 @@ use contract::time::Span;
 use contract::{EndpointKey, Name, Position, Uid};
 use gateway::{Config, Deps};
 use runtime::clock::SystemClock;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::metrics::Metrics;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -136,7 +136,7 @@ async fn main() -> Result<(), AnyError> {
         bus,
         clock: Arc::new(SystemClock),
         metrics: Metrics::default(),
-        health: Health::default(),
+        health: HealthRegistry::default(),
     };
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();

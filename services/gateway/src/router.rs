@@ -24,7 +24,7 @@ use crate::timer::now_us;
 /// Partitions that endpoints are distributed over. A power of two.
 const PARTITIONS: usize = 256;
 
-type Partition = HashMap<Box<str>, Arc<Endpoint>>;
+type Partition = HashMap<Box<str>, Arc<ServedEndpoint>>;
 
 /// All routes at one moment.
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ impl AppliedRoutes {
 }
 
 #[derive(Debug)]
-pub struct Endpoint {
+pub struct ServedEndpoint {
     pub uid: Uid,
     pub auth: AuthMode,
     /// SHA-256 of the valid keys.
@@ -77,11 +77,11 @@ pub struct Endpoint {
     pub shares: PathShares,
     /// Of other requests; `None` if no deployment has `routes`.
     pub routed: Option<Box<RoutedShares>>,
-    pub deployments: Vec<Deployment>,
+    pub deployments: Vec<ServedDeployment>,
 }
 
 #[derive(Debug)]
-pub struct Deployment {
+pub struct ServedDeployment {
     /// The name as a header value.
     pub name_header: HeaderValue,
     pub limits: TimeLimits,
@@ -99,7 +99,7 @@ pub struct Deployment {
     pub state: Arc<DeploymentState>,
 }
 
-impl Deployment {
+impl ServedDeployment {
     /// Seconds after which a refused client may retry, rounded up.
     pub fn retry_after_secs(&self) -> u64 {
         let secs = self.queue_wait_us.div_ceil(1_000_000);
@@ -138,7 +138,7 @@ fn partition_of(name: &str) -> usize {
 }
 
 impl RouteSet {
-    pub fn endpoint(&self, name: &str) -> Option<&Arc<Endpoint>> {
+    pub fn endpoint(&self, name: &str) -> Option<&Arc<ServedEndpoint>> {
         self.partitions[partition_of(name)].get(name)
     }
 
@@ -167,7 +167,7 @@ impl RouteSet {
     }
 }
 
-impl Endpoint {
+impl ServedEndpoint {
     pub fn deployment(&self, name: &[u8]) -> Option<usize> {
         self.deployments
             .iter()
@@ -323,10 +323,10 @@ impl Router {
         index: &mut RouteIndex,
         update: &RouteUpdate,
         route: &Route,
-        previous: Option<&Endpoint>,
-    ) -> Endpoint {
+        previous: Option<&ServedEndpoint>,
+    ) -> ServedEndpoint {
         let previous = previous.filter(|previous| previous.uid == route.endpoint_uid);
-        let deployments: Vec<Deployment> = route
+        let deployments: Vec<ServedDeployment> = route
             .deployments
             .iter()
             .map(|(name, deployment)| {
@@ -361,7 +361,7 @@ impl Router {
             })
         });
         let by_share = route.deployments.values().max_by_key(|d| d.percent);
-        Endpoint {
+        ServedEndpoint {
             uid: route.endpoint_uid,
             auth: route.auth,
             keys: route
@@ -436,9 +436,13 @@ impl RouteIndex {
     }
 }
 
-fn new_deployment(name: &Name, route: &DeploymentRoute, state: Arc<DeploymentState>) -> Deployment {
+fn new_deployment(
+    name: &Name,
+    route: &DeploymentRoute,
+    state: Arc<DeploymentState>,
+) -> ServedDeployment {
     let settings = &route.request_settings;
-    Deployment {
+    ServedDeployment {
         // A name contains only letters, digits and dashes.
         name_header: HeaderValue::from_str(name.as_str())
             .unwrap_or_else(|_| HeaderValue::from_static("")),

@@ -15,7 +15,7 @@ const SLOT: usize = 0;
 
 /// One deployment with one instance of one slot, and its counters.
 struct TestDeployment {
-    endpoint: Arc<Endpoint>,
+    endpoint: Arc<ServedEndpoint>,
     meter: Rc<WorkerMeter>,
 }
 
@@ -32,7 +32,7 @@ impl TestDeployment {
             slots: 1,
         };
         state.set_instances(&[routed], || 0);
-        let deployment = Deployment {
+        let deployment = ServedDeployment {
             name_header: HeaderValue::from_static("blue"),
             limits: crate::limits::TimeLimits::new(&Default::default()),
             passes_authorization: false,
@@ -44,7 +44,7 @@ impl TestDeployment {
             paths: None,
             state,
         };
-        let endpoint = Endpoint {
+        let endpoint = ServedEndpoint {
             uid,
             auth: AuthMode::Key,
             keys: Vec::new(),

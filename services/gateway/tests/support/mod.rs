@@ -32,7 +32,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use runtime::clock::SystemClock;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::metrics::Metrics;
 use sha2::{Digest, Sha256};
 use tokio::net::{TcpListener, TcpStream};
@@ -219,7 +219,7 @@ pub struct TestGateway {
     pub bus: Arc<LocalBus>,
     pub frames: mpsc::Receiver<Arc<Frame>>,
     pub metrics: Metrics,
-    pub health: Health,
+    pub health: HealthRegistry,
     shutdown: CancellationToken,
     task: Option<JoinHandle<Result<(), gateway::Error>>>,
 }
@@ -253,7 +253,7 @@ pub async fn start_single_threaded(entries: &[InstanceEntry]) -> TestGateway {
 pub async fn start_with(config: Config, updates: &[RouteUpdate]) -> TestGateway {
     let bus = LocalBus::new();
     let frames = bus.subscribe_frames();
-    let (metrics, health) = (Metrics::default(), Health::default());
+    let (metrics, health) = (Metrics::default(), HealthRegistry::default());
     for update in updates {
         bus.publish_route(Arc::new(update.clone()));
     }

@@ -48,7 +48,7 @@ pub struct Route {
     /// Maximum size of a request body, in bytes.
     pub request_bytes_max: u64,
     /// Every deployment, including those without traffic: clients may request them by name.
-    pub deployments: BTreeMap<Name, DeploymentRoute>,
+    pub deployments: BTreeMap<Name, Box<DeploymentRoute>>,
 }
 
 /// All that a gateway needs to know about a deployment.

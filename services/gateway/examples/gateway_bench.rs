@@ -97,7 +97,10 @@ fn route(options: &Options) -> Result<RouteUpdate, AnyError> {
         .split
         .iter()
         .enumerate()
-        .map(|(index, percent)| deployment(index, *percent, &options.upstream))
+        .map(|(index, percent)| {
+            let (name, route) = deployment(index, *percent, &options.upstream)?;
+            Ok((name, Box::new(route)))
+        })
         .collect();
     Ok(RouteUpdate {
         endpoint: EndpointKey::new(&"bench".parse()?),

@@ -45,8 +45,9 @@ pub struct Endpoint {
     pub created_at: Timestamp,
     /// Counts changes of the document (spec, labels, traffic, mirror); the ETag.
     pub revision: u64,
-    /// Its deployments by name, including those being deleted.
-    pub deployments: BTreeMap<Name, Deployment>,
+    /// Its deployments by name, including those being deleted. Boxed, as values of other small maps here:
+    /// even a map with one entry has room for eleven.
+    pub deployments: BTreeMap<Name, Box<Deployment>>,
     /// Position of the event that created it.
     pub created: Position,
     /// Position of the last event of the stream.
@@ -221,8 +222,8 @@ impl Endpoint {
                     created: record.position,
                     position: record.position,
                 };
-                self.deployments
-                    .insert(created.deployment.clone(), deployment);
+                let name = created.deployment.clone();
+                self.deployments.insert(name, Box::new(deployment));
             }
             Event::DeploymentDeleted(of) => {
                 self.deployments.remove(&of.deployment);

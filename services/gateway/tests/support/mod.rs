@@ -192,7 +192,8 @@ pub fn route(
             deployments: deployments
                 .iter()
                 .map(|(name, percent, entries)| {
-                    (name.parse().unwrap(), deployment(*percent, name, entries))
+                    let route = deployment(*percent, name, entries);
+                    (name.parse().unwrap(), Box::new(route))
                 })
                 .collect(),
         }),

@@ -162,7 +162,7 @@ fn deployment_route(
         percent,
         request_settings: settings.clone(),
         routes: deployment.spec.routes.clone(),
-        error_mapping: deployment.spec.error_mapping,
+        error_mapping: deployment.spec.error_mapping(),
         authorization: deployment.spec.authorization,
         latency_thresholds_us: Vec::new(),
         instances: routed.collect(),

@@ -53,7 +53,8 @@ pub struct DeploymentSpec {
     /// `/score` and what is below it, which reach the same paths.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routes: Option<Routes>,
-    /// What requests and answers mean; http by default. Stored only: nothing reads them yet.
+    /// What requests and answers mean; http by default. With `errorMapping: pass`, it decides the shape of
+    /// errors of Penstock itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
     /// How failures are answered; azure by default, and pass for the servers openai, vllm, open-inference and
@@ -368,7 +369,8 @@ pub enum ErrorMapping {
     #[default]
     Azure,
     /// The model's own status, with `penstock-error-code: model-error`; its timeout is 504. Errors of
-    /// Penstock itself have the shape of OpenAI's, `{"error": {"message", "type", "code"}}`.
+    /// Penstock itself have the shape of OpenAI's, `{"error": {"message", "type", "code"}}`, and with
+    /// `protocol: open-inference` of that protocol's, `{"error": "message"}`.
     Pass,
 }
 

@@ -163,6 +163,7 @@ fn deployment_route(
         request_settings: settings.clone(),
         routes: deployment.spec.routes.clone(),
         error_mapping: deployment.spec.error_mapping(),
+        protocol: deployment.spec.protocol.unwrap_or_default(),
         authorization: deployment.spec.authorization,
         latency_thresholds_us: Vec::new(),
         instances: routed.collect(),

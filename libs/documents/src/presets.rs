@@ -206,8 +206,8 @@ const PRESETS: &[Preset] = &[
     },
 ];
 
-/// A probe of a path that says that the server lives, whatever its models do. Five minutes of silence are
-/// longer than a request that blocks it.
+/// A probe of a path that says that the server lives, whatever its models do. Five minutes without an answer,
+/// since a long request may block a server.
 fn liveness(path: &str) -> Value {
     json!({"path": path, "period": "10s", "timeout": "5s", "failureThreshold": 30})
 }

@@ -110,7 +110,7 @@ fn contains(spec: &Value, said: &Value) -> bool {
 
 fn set(spec: &mut Value, pointer: &str, value: Value) {
     let (parent, field) = pointer.rsplit_once('/').unwrap();
-    if parent != "" && !spec.pointer(parent).is_some_and(Value::is_object) {
+    if !parent.is_empty() && !spec.pointer(parent).is_some_and(Value::is_object) {
         set(spec, parent, json!({}));
     }
     spec.pointer_mut(parent).unwrap()[field] = value;
@@ -138,13 +138,14 @@ proptest! {
         let written = serde_json::to_value(&first).unwrap();
         prop_assert_eq!(resolve(&document(written.clone())).unwrap(), first);
         // What is the default everywhere is omitted.
-        let defaults = [("errorMapping", "azure"), ("protocol", "http")];
         let mut shown = written.clone();
-        for (field, default) in defaults.iter().filter(|(field, _)| written.get(field).is_none()) {
-            shown[field] = json!(default);
-        }
-        for (field, default) in [("keepAliveIdle", "2s")] {
-            shown["requestSettings"].as_object_mut().unwrap().entry(field).or_insert(json!(default));
+        for (part, field, default) in [
+            ("", "errorMapping", "azure"),
+            ("", "protocol", "http"),
+            ("/requestSettings", "keepAliveIdle", "2s"),
+        ] {
+            let fields = shown.pointer_mut(part).unwrap().as_object_mut().unwrap();
+            fields.entry(field).or_insert(json!(default));
         }
         prop_assert!(contains(&shown, &spec), "{spec:#}\n{written:#}");
     }

@@ -21,7 +21,9 @@ pub fn findings(resource: &Resource) -> Vec<Finding> {
 
 /// What is valid in a document and probably not intended.
 pub fn warnings(resource: &Resource) -> Vec<Finding> {
-    domain::documents::warnings(resource, &ZoneData::bundled())
+    let mut warnings = domain::documents::warnings(resource, &ZoneData::bundled());
+    warnings.extend(documents::warnings(resource));
+    warnings
 }
 
 /// The active profile at `from`, then the changes up to `to`.

@@ -84,6 +84,7 @@ fn deployment(
         },
         routes: None,
         error_mapping: ErrorMapping::default(),
+        protocol: Default::default(),
         authorization: Authorization::Strip,
         latency_thresholds_us: Vec::new(),
         instances: vec![instance],

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use contract::resources::{AuthMode, ErrorMapping};
+use contract::resources::{AuthMode, ErrorMapping, Protocol};
 use http::header::{CONNECTION, CONTENT_TYPE, LOCATION};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
@@ -54,6 +54,7 @@ struct RouteMatch<'a> {
 struct RefusedRequest {
     refusal: Refusal,
     error_mapping: ErrorMapping,
+    protocol: Protocol,
     deployment: Option<HeaderValue>,
 }
 
@@ -78,7 +79,9 @@ pub async fn handle(
         Err(ProxyError::Refused(refused)) => refused,
     };
     client.connection.end_response();
-    let mut response = refused.refusal.response(id, refused.error_mapping);
+    let mut response = refused
+        .refusal
+        .response(id, refused.error_mapping, refused.protocol);
     if let Some(deployment) = refused.deployment {
         response.headers_mut().insert(DEPLOYMENT, deployment);
     }
@@ -137,6 +140,7 @@ async fn serve(
             let refused = RefusedRequest {
                 refusal,
                 error_mapping: deployment.error_mapping,
+                protocol: deployment.protocol,
                 deployment: Some(deployment.name_header.clone()),
             };
             in_flight.refuse(refusal);
@@ -185,7 +189,7 @@ fn match_route<'a>(
     parts: &'a Parts,
 ) -> Result<RouteMatch<'a>, RefusedRequest> {
     let mut endpoint_name = Cow::Borrowed("");
-    let mut error_mapping = ErrorMapping::default();
+    let (mut error_mapping, mut protocol) = (ErrorMapping::default(), Protocol::default());
     let mut resolve = || {
         if let Some(token) = parts.method.as_str().strip_prefix('!') {
             let reason = HeadError::from_token(token).unwrap_or(HeadError::Malformed);
@@ -196,7 +200,7 @@ fn match_route<'a>(
             .worker
             .endpoint(&target.endpoint)
             .ok_or(Refusal::UnknownEndpoint)?;
-        error_mapping = endpoint.error_mapping;
+        (error_mapping, protocol) = (endpoint.error_mapping, endpoint.protocol);
         // Without routes, other paths are as unknown as those of no endpoint.
         endpoint.shares(target.kind)?;
         endpoint_name = target.endpoint.clone();
@@ -222,6 +226,7 @@ fn match_route<'a>(
         RefusedRequest {
             refusal,
             error_mapping,
+            protocol,
             deployment: None,
         }
     })

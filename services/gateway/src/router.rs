@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use contract::ids::BUCKETS;
-use contract::resources::{AuthMode, Authorization, ErrorMapping, ModelClientErrors};
+use contract::resources::{AuthMode, Authorization, ErrorMapping, ModelClientErrors, Protocol};
 use contract::route::{ANY_GATEWAY, DeploymentRoute, InstanceRoute, Route, RouteUpdate};
 use contract::{Bucket, EndpointKey, Name, Position, Uid};
 use http::{HeaderValue, Method};
@@ -73,6 +73,7 @@ pub struct ServedEndpoint {
     pub request_bytes_max: u64,
     /// How requests are refused before a deployment is chosen: as by the one with the largest share.
     pub error_mapping: ErrorMapping,
+    pub protocol: Protocol,
     /// Of requests to `/score`; of all if no deployment has `routes`.
     pub shares: PathShares,
     /// Of other requests; `None` if no deployment has `routes`.
@@ -94,6 +95,7 @@ pub struct ServedDeployment {
     pub limit: u32,
     pub thresholds_us: Vec<u64>,
     pub error_mapping: ErrorMapping,
+    pub protocol: Protocol,
     /// Its `routes`, if it has any.
     pub paths: Option<Box<DeploymentPaths>>,
     pub state: Arc<DeploymentState>,
@@ -372,6 +374,7 @@ impl Router {
             model_client_errors: route.model_client_errors,
             request_bytes_max: route.request_bytes_max,
             error_mapping: by_share.map_or_else(Default::default, |d| d.error_mapping),
+            protocol: by_share.map_or_else(Default::default, |d| d.protocol),
             shares: shares(PathKind::Scoring, previous.map(|previous| &previous.shares)),
             routed,
             deployments,
@@ -453,6 +456,7 @@ fn new_deployment(
         limit: settings.max_concurrent_requests_per_instance,
         thresholds_us: route.latency_thresholds_us.clone(),
         error_mapping: route.error_mapping,
+        protocol: route.protocol,
         paths: route
             .routes
             .as_ref()

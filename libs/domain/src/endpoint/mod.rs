@@ -112,8 +112,11 @@ fn instance_part(spec: &DeploymentSpec) -> DeploymentSpec {
     DeploymentSpec {
         instances: 0,
         request_settings: RequestSettings::default(),
+        // What it sets is in the other fields.
+        server: None,
         routes: None,
-        error_mapping: Default::default(),
+        protocol: None,
+        error_mapping: None,
         authorization: Default::default(),
         drain_timeout: Default::default(),
         startup_timeout: Default::default(),

@@ -41,6 +41,7 @@ impl TestDeployment {
             limit: 1,
             thresholds_us: Vec::new(),
             error_mapping: Default::default(),
+            protocol: Default::default(),
             paths: None,
             state,
         };
@@ -51,6 +52,7 @@ impl TestDeployment {
             model_client_errors: ModelClientErrors::default(),
             request_bytes_max: 0,
             error_mapping: Default::default(),
+            protocol: Default::default(),
             shares: PathShares::new(std::iter::empty(), None),
             routed: None,
             deployments: vec![deployment],

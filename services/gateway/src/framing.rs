@@ -130,8 +130,17 @@ impl HeadScanner {
     }
 }
 
+/// What a connection's heads had in common so far, which saves looking for it in each.
+#[derive(Debug, Default)]
+pub struct SeenHeads {
+    /// The last path, which was valid.
+    path: String,
+    /// Whether any had the client's own id of the request.
+    pub has_request_id: bool,
+}
+
 /// Validates a complete head and returns the length of the body that follows.
-pub fn check_head(head: &[u8]) -> Result<BodyLength, HeadError> {
+pub fn check_head(head: &[u8], seen: &mut SeenHeads) -> Result<BodyLength, HeadError> {
     let mut headers = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(head, &mut headers) {
@@ -145,8 +154,11 @@ pub fn check_head(head: &[u8]) -> Result<BodyLength, HeadError> {
         return Err(HeadError::Method);
     }
     let path = request.path.unwrap_or_default();
-    if !is_plain_path(path) && http::Uri::try_from(path).is_err() {
-        return Err(HeadError::Malformed);
+    if path != seen.path {
+        if !is_plain_path(path) && http::Uri::try_from(path).is_err() {
+            return Err(HeadError::Malformed);
+        }
+        path.clone_into(&mut seen.path);
     }
     let mut hosts = 0;
     let mut length: Option<BodyLength> = None;
@@ -154,6 +166,7 @@ pub fn check_head(head: &[u8]) -> Result<BodyLength, HeadError> {
         let name = header.name.as_bytes();
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => hosts += 1,
+            12 if name.eq_ignore_ascii_case(b"x-request-id") => seen.has_request_id = true,
             // Other protocols are offers (Java's client offers h2c), which a response may ignore.
             7 if name.eq_ignore_ascii_case(b"upgrade")
                 && tokens(header.value).any(|token| token.eq_ignore_ascii_case(b"websocket")) =>
@@ -191,7 +204,7 @@ pub fn check_head(head: &[u8]) -> Result<BodyLength, HeadError> {
     Ok(length.unwrap_or(BodyLength::Known(0)))
 }
 
-/// The bytes of plain paths, as a table: this looks at every byte of every request line.
+/// The bytes of plain paths, as a table.
 static IS_PLAIN: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
@@ -386,7 +399,7 @@ mod tests {
     fn check(head: &str) -> Result<BodyLength, HeadError> {
         let mut search = HeadScanner::default();
         let end = search.find_end(head.as_bytes())?.expect("a complete head");
-        check_head(&head.as_bytes()[..end])
+        check_head(&head.as_bytes()[..end], &mut SeenHeads::default())
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
-use crate::framing::{BodyLength, ChunkParser, HeadError, HeadScanner, check_head};
+use crate::framing::{BodyLength, ChunkParser, HeadError, HeadScanner, SeenHeads, check_head};
 use crate::socket::poll_write_coalesced;
 use crate::timer::{Deadline, now_us};
 use crate::wake_coalescer::WakeCoalescer;
@@ -60,6 +60,7 @@ pub struct ConnectionState {
     has_pipelined_data: Cell<bool>,
     /// When to check next whether a client that is still uploading has disconnected.
     next_check: RefCell<Deadline>,
+    seen_heads: RefCell<SeenHeads>,
 }
 
 /// Interval between disconnect checks while a client's body is blocked on the instance.
@@ -78,6 +79,7 @@ impl ConnectionState {
             is_unwritten: Cell::default(),
             has_pipelined_data: Cell::default(),
             next_check: RefCell::default(),
+            seen_heads: RefCell::default(),
         }
     }
 
@@ -92,6 +94,11 @@ impl ConnectionState {
         if self.is_responding() {
             self.phase.set(ConnectionPhase::Reading);
         }
+    }
+
+    /// Whether any request so far had the client's own id.
+    pub fn has_request_ids(&self) -> bool {
+        self.seen_heads.borrow().has_request_id
     }
 
     /// Whether more of the current request's body is to arrive.
@@ -348,7 +355,7 @@ impl Guard {
 
 impl RequestFraming {
     /// Returns how many of `bytes` may be passed on: all but the beginning of an incomplete head.
-    fn check(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    fn check(&mut self, bytes: &[u8], seen: &mut SeenHeads) -> io::Result<usize> {
         let mut at = 0;
         while at < bytes.len() {
             match self {
@@ -378,7 +385,7 @@ impl RequestFraming {
                             return Ok(at);
                         }
                     };
-                    *self = match check_head(&bytes[at..at + end]) {
+                    *self = match check_head(&bytes[at..at + end], seen) {
                         Ok(next) => next.into(),
                         Err(reason) => {
                             *self = Self::Refusing(reason);
@@ -446,7 +453,8 @@ impl AsyncRead for Guard {
                     return Poll::Ready(Ok(()));
                 }
                 this.connection.on_data();
-                let checked = this.framing.check(&buf.filled()[before..])?;
+                let mut seen = this.connection.seen_heads.borrow_mut();
+                let checked = this.framing.check(&buf.filled()[before..], &mut seen)?;
                 if checked < read {
                     this.buffer
                         .extend_from_slice(&buf.filled()[before + checked..]);
@@ -469,7 +477,8 @@ impl AsyncRead for Guard {
                         continue;
                     }
                 }
-                this.ready_len = this.framing.check(&this.buffer)?;
+                let mut seen = this.connection.seen_heads.borrow_mut();
+                this.ready_len = this.framing.check(&this.buffer, &mut seen)?;
                 0
             };
             let is_receiving = !matches!(this.framing, RequestFraming::Head(_));

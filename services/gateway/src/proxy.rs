@@ -64,7 +64,9 @@ pub async fn handle(
 ) -> Result<Response<ResponseBody>, ClientLeft> {
     client.connection.begin_response();
     let (mut parts, incoming) = request.into_parts();
-    let id = client_request_id(&parts.headers).unwrap_or_else(|| client.worker.request_id());
+    let own_id = || client_request_id(&parts.headers);
+    let id = client.connection.has_request_ids().then(own_id).flatten();
+    let id = id.unwrap_or_else(|| client.worker.request_id());
     if is_health_check(&parts, client.worker.domain()) {
         client.connection.end_response();
         return Ok(healthy(id));

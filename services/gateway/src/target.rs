@@ -76,8 +76,8 @@ impl<'a> Target<'a> {
 /// Whether the request asks for the gateway's own health. On the host name of an endpoint, it is the
 /// endpoint's.
 pub fn is_health_check(parts: &Parts, domain: Option<&str>) -> bool {
-    parts.uri.path() == HEALTH
-        && matches!(parts.method, Method::GET | Method::HEAD)
+    matches!(parts.method, Method::GET | Method::HEAD)
+        && parts.uri.path() == HEALTH
         && host_endpoint(parts, domain).is_none()
 }
 

@@ -61,6 +61,7 @@ impl Peer {
 
 impl Origin<'_> {
     /// Whether a header of the client is replaced by what `write` writes, or not believed.
+    #[inline]
     pub fn replaces(&self, name: &HeaderName) -> bool {
         // A name with underscores is the client's even behind a proxy: few proxies drop it, and some servers
         // take it for the one with dashes.
@@ -135,6 +136,7 @@ impl Origin<'_> {
 }
 
 /// Whether a header says how a request was forwarded. Some servers take `_` for `-`.
+#[inline]
 fn is_forwarded(name: &str) -> bool {
     match name.as_bytes() {
         [b'f', ..] => name == FORWARDED.as_str(),

@@ -166,7 +166,9 @@ pub fn check_head(head: &[u8], seen: &mut SeenHeads) -> Result<BodyLength, HeadE
         let name = header.name.as_bytes();
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => hosts += 1,
-            12 if name.eq_ignore_ascii_case(b"x-request-id") => seen.has_request_id = true,
+            12 if matches!(name[0], b'x' | b'X') && name.eq_ignore_ascii_case(b"x-request-id") => {
+                seen.has_request_id = true;
+            }
             // Other protocols are offers (Java's client offers h2c), which a response may ignore.
             7 if name.eq_ignore_ascii_case(b"upgrade")
                 && tokens(header.value).any(|token| token.eq_ignore_ascii_case(b"websocket")) =>

@@ -26,8 +26,15 @@ impl ConnectionOptions {
     }
 
     /// Whether a header must not be forwarded.
+    #[inline]
     pub fn is_hop_by_hop(&self, name: &HeaderName) -> bool {
-        name == CONNECTION || is_hop_by_hop(name.as_str()) || self.0.contains(name)
+        // The first letter already rules out almost all names.
+        let is_hop_by_hop = match name.as_str().as_bytes() {
+            [b'c', ..] => name == CONNECTION,
+            [b't' | b'u' | b'e' | b'k' | b'p' | b'a', ..] => is_hop_by_hop(name.as_str()),
+            _ => false,
+        };
+        is_hop_by_hop || (!self.0.is_empty() && self.0.contains(name))
     }
 }
 
@@ -39,15 +46,9 @@ pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|token| !token.is_empty())
 }
 
-/// Whether a header is hop-by-hop, set by the gateway itself, or must not reach the other side.
+/// Whether a header other than `connection` is hop-by-hop, set by the gateway itself, or must not reach the
+/// other side. The caller knows the first letters.
 fn is_hop_by_hop(name: &str) -> bool {
-    // The first letter already rules out almost all names.
-    if !matches!(
-        name.as_bytes().first(),
-        Some(b't' | b'u' | b'e' | b'k' | b'p' | b'a')
-    ) {
-        return false;
-    }
     matches!(
         name,
         "te" | "upgrade"

@@ -603,6 +603,16 @@ const DEPLOYMENT_CASES: &[Case] = &[
     ),
     (
         "instances: 1",
+        "terminationGrace: 500ms",
+        &["8:3: /spec/terminationGrace: a server needs time to end; use 1s or more"],
+    ),
+    (
+        "instances: 1",
+        "terminationGrace: 2h",
+        &["8:3: /spec/terminationGrace: 2h is too long; use at most 1h"],
+    ),
+    (
+        "instances: 1",
         "drainTimeout: 2d",
         &["8:3: /spec/drainTimeout: 2d is too long; use at most 1d"],
     ),

@@ -63,6 +63,13 @@ pub struct DeploymentSpec {
     /// `readinessProbe` if that is longer. A change holds for instances started after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub startup_timeout: Option<Span>,
+    /// Time from SIGTERM to SIGKILL when an instance is ended, which both go to all of its processes. 1s to
+    /// 1h; 10s by default. A change holds for instances started after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub termination_grace: Option<Span>,
+    /// How instances are replaced; rolling by default.
+    #[serde(default, skip_serializing_if = "crate::is_default")]
+    pub update: Update,
     /// Determines whether an instance gets requests: for the first time after its start, and whether one
     /// that was ready still does.
     #[serde(default = "ProbeSpec::readiness")]
@@ -77,7 +84,15 @@ pub struct DeploymentSpec {
 /// Large models take minutes to load.
 const STARTUP_TIMEOUT_DEFAULT: Span = Span::from_secs(600);
 
+/// Enough for a server's own cleanup: its requests have drained by then.
+pub const TERMINATION_GRACE_DEFAULT: Span = Span::from_secs(10);
+
 impl DeploymentSpec {
+    /// Time from the termination signal to the kill signal.
+    pub fn termination_grace(&self) -> Span {
+        self.termination_grace.unwrap_or(TERMINATION_GRACE_DEFAULT)
+    }
+
     /// How long an instance may take from its start to ready.
     pub fn startup_limit(&self) -> Span {
         // Readiness limited the start before there was a limit of its own.
@@ -90,6 +105,21 @@ impl DeploymentSpec {
 
 fn default_instances() -> u32 {
     1
+}
+
+/// How instances are replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Update {
+    /// A replacement is ready before the instance that it replaces is stopped; up to a quarter more
+    /// instances, and at least one, run meanwhile.
+    #[default]
+    Rolling,
+    /// An instance is drained and stopped before its replacement starts: for servers that cannot run twice,
+    /// such as on fixed ports or one GPU. Up to a quarter of the instances, and at least one, are missing
+    /// meanwhile: with one instance, requests are answered 503 until the replacement is ready, and for as
+    /// long as it cannot start.
+    StopFirst,
 }
 
 /// How a machine is paid for, which determines its price.

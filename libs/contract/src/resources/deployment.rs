@@ -29,7 +29,10 @@ pub struct DeploymentSpec {
     #[serde(default)]
     pub purchase: Purchase,
     /// Program and arguments of an instance; `{port}` is replaced by the port it must listen on, `{host}`
-    /// by the address. Both are replaced in `env` too, and are in the variables `PORT` and `HOST`.
+    /// by the address. Both are in the variables `PORT` and `HOST` too, for a command that is a shell's:
+    /// `$PORT`, `${HOST}`. `{port:NAME}` is replaced by a further free port for each NAME, at most 8, such as
+    /// `{port:grpc}`, which is in `PORT_NAME` (`PORT_GRPC`) too; `{folder}` by a private folder for caches and
+    /// sockets, which is removed when the instance has ended. All of them are replaced in `env` too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     /// The environment of instances. Names that begin with `PENSTOCK_` are reserved.

@@ -12,6 +12,7 @@ mod host_names;
 mod lifecycle;
 mod logs;
 mod metrics;
+mod replacing;
 mod routes;
 mod scaling;
 mod secrets;

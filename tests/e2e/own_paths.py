@@ -1,6 +1,8 @@
 """A model server with paths of its own, as those of MLflow and of OpenAI's API; it knows nothing of /score.
 
-usage: own_paths.py PORT
+usage: own_paths.py PORT [PORT ...]
+
+It listens on all ports and answers on the first.
 
 `GET /ping` and `GET /v1/models`, `POST /invocations` and `POST /v1/completions` are answered with the method and
 the path that were asked for; anything else is 404.
@@ -8,6 +10,7 @@ the path that were asked for; anything else is 404.
 
 import json
 import os
+import socket
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -33,5 +36,6 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-address = (os.environ.get("PENSTOCK_HOST", "127.0.0.1"), int(sys.argv[1]))
-ThreadingHTTPServer(address, Handler).serve_forever()
+host = os.environ.get("PENSTOCK_HOST", "127.0.0.1")
+further = [socket.create_server((host, int(port))) for port in sys.argv[2:]]
+ThreadingHTTPServer((host, int(sys.argv[1])), Handler).serve_forever()

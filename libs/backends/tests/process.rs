@@ -22,8 +22,12 @@ use contract::time::Span;
 use support::{Behaviour, call, is_running, start_spec};
 use tokio::sync::mpsc;
 
+#[path = "process/ending.rs"]
+mod ending;
 #[path = "process/escaped.rs"]
 mod escaped;
+#[path = "process/places.rs"]
+mod places;
 
 #[test]
 #[ignore = "the server that other tests start"]
@@ -75,11 +79,16 @@ impl Parent {
 
     /// Waits until this many instances are ready, then kills it with SIGKILL.
     fn kill_when_ready(mut self, count: usize) {
+        self.wait_until_ready(count);
+        self.kill();
+    }
+
+    fn wait_until_ready(&mut self, count: usize) {
         use std::io::{BufRead, BufReader};
-        let lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        let output = self.0.stdout.as_mut().unwrap();
+        let lines = BufReader::new(output).lines();
         let ready = lines.filter(|line| line.as_ref().unwrap().ends_with(" Ready"));
         assert_eq!(ready.take(count).count(), count);
-        self.kill();
     }
 
     fn kill(mut self) {

@@ -7,7 +7,8 @@ use contract::resources::limits::{
     INSTANCE_TYPE_BYTES_MAX, KEEP_ALIVE_IDLE_MAX, LABEL_BYTES_MAX, LABELS_MAX,
     PROBE_PATH_BYTES_MAX, PROBE_PERIOD_MIN, PROBE_SERVICE_BYTES_MAX, PROBE_SPAN_MAX,
     PROBE_THRESHOLD_MAX, QUEUE_WAIT_MAX, REQUEST_BYTES_MAX, RESERVED_ENV_PREFIX,
-    ROUTE_PATH_BYTES_MAX, SPEC_BYTES_MAX, STARTUP_TIMEOUT_MIN, TIMEOUT_MAX,
+    ROUTE_PATH_BYTES_MAX, SPEC_BYTES_MAX, STARTUP_TIMEOUT_MIN, TERMINATION_GRACE_MAX,
+    TERMINATION_GRACE_MIN, TIMEOUT_MAX,
 };
 use contract::resources::{
     DeploymentSpec, EndpointSpec, EnvValue, Labels, ProbeProtocol, ProbeSpec, RequestSettings,
@@ -137,6 +138,13 @@ impl Checker {
             self.require(startup_timeout > delay, pointer, || {
                 format!("{startup_timeout} is over before the first readiness probe, after {delay}; use more")
             });
+        }
+        if let Some(grace) = spec.termination_grace {
+            let pointer = "/spec/terminationGrace";
+            self.require(grace >= TERMINATION_GRACE_MIN, pointer, || {
+                format!("a server needs time to end; use {TERMINATION_GRACE_MIN} or more")
+            });
+            self.at_most(grace, TERMINATION_GRACE_MAX, pointer);
         }
         self.probe(&spec.readiness_probe, "/spec/readinessProbe");
         if let Some(probe) = &spec.liveness_probe {

@@ -62,6 +62,7 @@ const PRESETS: &[Preset] = &[
                 "errorMapping": "pass",
                 "readinessProbe": {"path": "/v2/health/ready"},
                 "livenessProbe": liveness("/v2/health/live"),
+                "terminationGrace": "15s",
                 "env": {
                     "MLSERVER_HOST": "{host}",
                     "MLSERVER_HTTP_PORT": "{port}",
@@ -73,7 +74,7 @@ const PRESETS: &[Preset] = &[
             })
         },
     },
-    // Triton takes its ports as arguments only.
+    // Triton takes its ports as arguments only, and gives requests 30 s to end.
     Preset {
         server: Server::Triton,
         name: "Triton",
@@ -85,6 +86,7 @@ const PRESETS: &[Preset] = &[
                 "errorMapping": "pass",
                 "readinessProbe": {"path": "/v2/health/ready"},
                 "livenessProbe": liveness("/v2/health/live"),
+                "terminationGrace": "35s",
                 "startupTimeout": "30m",
             })
         },
@@ -106,6 +108,7 @@ const PRESETS: &[Preset] = &[
                 "errorMapping": "pass",
                 "readinessProbe": {"path": "/v1/models"},
                 "requestSettings": language_model(32),
+                "terminationGrace": "30s",
                 "startupTimeout": "30m",
             })
         },
@@ -125,6 +128,7 @@ const PRESETS: &[Preset] = &[
                 "livenessProbe": liveness("/health"),
                 // It batches up to `--max-num-seqs` requests, 256 or more by default, and queues the rest.
                 "requestSettings": language_model(256),
+                "terminationGrace": "30s",
                 "startupTimeout": "30m",
             })
         },
@@ -142,6 +146,7 @@ const PRESETS: &[Preset] = &[
                 "routes": {"scoring": "/invocations", "prefix": "/"},
                 "readinessProbe": {"path": "/ping"},
                 "requestSettings": {"timeout": "2m"},
+                "terminationGrace": "30s",
                 "env": {
                     "TS_INFERENCE_ADDRESS": "http://{host}:{port}",
                     "TS_MANAGEMENT_ADDRESS": "http://{host}:{port:management}",
@@ -168,6 +173,7 @@ const PRESETS: &[Preset] = &[
                 "routes": {"prefix": "/"},
                 "readinessProbe": {"path": "/readyz"},
                 "requestSettings": {"timeout": "1m"},
+                "terminationGrace": "30s",
                 "env": {
                     "BENTOML_HOST": "{host}",
                     "BENTOML_PORT": "{port}",
@@ -177,7 +183,8 @@ const PRESETS: &[Preset] = &[
         },
     },
     // LitServe 0.2: a script of the user starts it and gives it its port, so no command names it. A
-    // request waits at most 30 s for its turn.
+    // request waits at most 30 s for its turn. For half a minute after its worker has died it accepts requests
+    // that nobody answers. Its processes leave a folder for temporary files behind.
     Preset {
         server: Server::Litserve,
         name: "LitServe",
@@ -185,8 +192,9 @@ const PRESETS: &[Preset] = &[
         spec: || {
             json!({
                 "routes": {"scoring": "/predict", "prefix": "/"},
-                "readinessProbe": {"path": "/health"},
+                "readinessProbe": {"path": "/health", "failureThreshold": 3},
                 "requestSettings": {"timeout": "30s"},
+                "env": {"TMPDIR": "{folder}"},
             })
         },
     },

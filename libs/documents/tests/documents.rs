@@ -158,6 +158,14 @@ fn a_command_must_receive_its_port() {
         ("[sh, -c, \"exec ./scorer --port $PORT\"]", vec![]),
         ("[sh, -c, \"exec ./scorer --port ${PORT}\"]", vec![]),
         ("[./scorer, --port, \"8000\"]", vec!["7:3 /spec/command"]),
+        (
+            "[./scorer, --grpc, \"{port:grpc}\"]",
+            vec!["7:3 /spec/command"],
+        ),
+        (
+            "[sh, -c, \"./scorer $PORT_GRPC\"]",
+            vec!["7:3 /spec/command"],
+        ),
     ] {
         let text = format!(
             "apiVersion: penstock/v1\nkind: Deployment\nmetadata: {{name: blue, endpoint: iris}}\n\

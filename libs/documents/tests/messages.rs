@@ -603,6 +603,29 @@ const DEPLOYMENT_CASES: &[Case] = &[
     ),
     (
         "instances: 1",
+        "terminationGrace: 500ms",
+        &["8:3: /spec/terminationGrace: a server needs time to end; use 1s or more"],
+    ),
+    (
+        "instances: 1",
+        "terminationGrace: 2h",
+        &["8:3: /spec/terminationGrace: 2h is too long; use at most 1h"],
+    ),
+    (
+        "simulated\n  instanceType: cpu-small\n  env: {LEVEL: \"2\"}\n  instances: 1\n  simulated: {seed: 1}",
+        "process\n  instanceType: cpu-small\n  command: [./serve, \"{port}\", \"{port:a}\", \"{port:GRPC}\"]\n  env: {A: \"{port:b c}\"}",
+        &[
+            "7:44: /spec/command/3: `{port:GRPC}` does not name a port; use up to 16 lowercase letters, digits and dashes, starting with a letter, such as {port:grpc}",
+            "8:9: /spec/env/A: `{port:b c}` does not name a port; use up to 16 lowercase letters, digits and dashes, starting with a letter, such as {port:grpc}",
+        ],
+    ),
+    (
+        "simulated\n  instanceType: cpu-small\n  env: {LEVEL: \"2\"}\n  instances: 1\n  simulated: {seed: 1}",
+        "process\n  instanceType: cpu-small\n  command: [./serve, \"{port}{port:a}{port:b}{port:c}{port:d}{port:e}{port:f}{port:g}{port:h}{port:i}\"]",
+        &["7:3: /spec/command: 9 further ports are too many; keep at most 8"],
+    ),
+    (
+        "instances: 1",
         "drainTimeout: 2d",
         &["8:3: /spec/drainTimeout: 2d is too long; use at most 1d"],
     ),

@@ -14,7 +14,7 @@ use contract::log::{Actor, Record, RowChange, StreamKind, StreamName};
 use contract::resources::{
     Authorization, BackendKind, DeploymentMetadata, DeploymentResource, DeploymentSpec,
     EndpointMetadata, EndpointResource, EndpointSpec, EnvValue, ErrorMapping, Percentages,
-    Protocol, ProvisioningState, Resource, Routes, Server,
+    Protocol, ProvisioningState, Resource, Routes, Server, Update,
 };
 use contract::time::{Span, Timestamp};
 use domain::documents::{ApplyStep, plan};
@@ -477,12 +477,14 @@ fn a_deployment_is_gone_when_its_last_instance_is_and_an_endpoint_after_its_last
 fn only_changes_that_need_new_instances_raise_the_instance_revision() {
     type Change = fn(&mut DeploymentSpec);
     const TIME: Span = Span::from_secs(9);
-    let table: [(&str, Change, u64); 15] = [
+    let table: [(&str, Change, u64); 17] = [
         ("instances", |s| s.instances = 5, 1),
         ("timeout", |s| s.request_settings.timeout = TIME, 1),
         ("header", |s| s.authorization = Authorization::Pass, 1),
         ("drain timeout", |s| s.drain_timeout = Some(TIME), 1),
         ("startup timeout", |s| s.startup_timeout = Some(TIME), 1),
+        ("grace", |s| s.termination_grace = Some(TIME), 1),
+        ("update", |s| s.update = Update::StopFirst, 1),
         ("routes", |s| s.routes = Some(Routes::default()), 1),
         (
             "error mapping",

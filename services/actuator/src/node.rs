@@ -58,7 +58,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// The same during shutdown, when other tasks have just freed resources.
 const SHORTAGE_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long shutdown waits, beyond the grace period, for instances that do not exit.
+/// How long shutdown waits, beyond the longest grace period, for instances that do not exit.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Attempts to append the final events.
@@ -82,7 +82,7 @@ pub struct NodeConfig {
     pub address: Option<String>,
     /// Whether instances outlive this process.
     pub keep_instances: bool,
-    /// Time from SIGTERM to SIGKILL at shutdown, and for stray instances.
+    /// Time from SIGTERM to SIGKILL for instances that the log does not know.
     pub grace: Span,
 }
 
@@ -518,7 +518,8 @@ impl Agent {
     ) -> Result<(), NodeError> {
         // Wait for starts in progress, so that those instances are ended too.
         self.in_flight.finish().await;
-        let deadline = Instant::now() + self.config.grace.to_std() + STOP_TIMEOUT;
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        let mut longest_grace = Span::ZERO;
         let mut stopping = BTreeSet::<InstanceId>::new();
         for (kind, backend) in &self.deps.backends {
             let listed = match backend.list().await {
@@ -530,7 +531,9 @@ impl Agent {
             };
             for observed in listed {
                 let generation = self.state.newest_generation(&observed);
-                let (id, grace) = (observed.id, self.config.grace);
+                let id = observed.id;
+                let grace = self.state.termination_grace(&id);
+                longest_grace = longest_grace.max(grace);
                 match remove_with_retries(deadline, backend.as_ref(), &id, generation, grace).await
                 {
                     Ok(()) => drop(stopping.insert(id)),
@@ -540,7 +543,7 @@ impl Agent {
                 }
             }
         }
-        let deadline = Instant::now() + self.config.grace.to_std() + STOP_TIMEOUT;
+        let deadline = Instant::now() + longest_grace.to_std() + STOP_TIMEOUT;
         let waiting = stopping.len();
         let mut stopped = BTreeMap::new();
         while stopped.len() < waiting {

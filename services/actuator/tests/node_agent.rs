@@ -6,8 +6,8 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actuator::node::{self, GONE_REASON, NodeConfig, NodeDeps, NodeError};
@@ -412,6 +412,19 @@ async fn a_graceful_shutdown_stops_all_instances_and_records_it() {
 }
 
 #[tokio::test]
+async fn a_graceful_shutdown_gives_each_instance_its_own_grace() {
+    let mut harness = Harness::new().await;
+    let backend = Spied::new(false);
+    let agent = harness.agent(BackendKind::SIMULATED, backend.clone());
+    let mut spec = spec("simulated");
+    spec.termination_grace = Some(Span::from_secs(90));
+    harness.request(requested("a-1", NODE, spec)).await;
+    assert_eq!(harness.next_event().await.type_name(), "instance.started");
+    agent.stop().await.unwrap();
+    assert_eq!(*backend.graces.lock().unwrap(), [Span::from_secs(90)]);
+}
+
+#[tokio::test]
 async fn instances_that_are_kept_outlive_the_agent() {
     let mut harness = Harness::new().await;
     let backend = simulated();
@@ -460,16 +473,27 @@ async fn a_node_holds_its_lease_while_it_runs() {
     assert!(other().await.unwrap().is_some());
 }
 
-/// A backend whose first start panics.
-struct PanicsOnce {
+/// A backend that remembers with which graces instances were removed, and whose next start may panic.
+struct Spied {
     backend: Arc<SimulatedBackend>,
-    has_panicked: AtomicBool,
+    panics: AtomicBool,
+    graces: Mutex<Vec<Span>>,
+}
+
+impl Spied {
+    fn new(panics: bool) -> Arc<Self> {
+        Arc::new(Self {
+            backend: simulated(),
+            panics: AtomicBool::new(panics),
+            graces: Mutex::default(),
+        })
+    }
 }
 
 #[async_trait]
-impl Backend for PanicsOnce {
+impl Backend for Spied {
     async fn ensure(&self, start: StartSpec) -> Result<(), BackendError> {
-        assert!(self.has_panicked.swap(true, Ordering::Relaxed), "test");
+        assert!(!self.panics.swap(false, Ordering::Relaxed), "test");
         self.backend.ensure(start).await
     }
 
@@ -479,6 +503,7 @@ impl Backend for PanicsOnce {
         generation: u64,
         grace: Span,
     ) -> Result<(), BackendError> {
+        self.graces.lock().unwrap().push(grace);
         self.backend.remove(id, generation, grace).await
     }
 
@@ -502,10 +527,7 @@ impl Backend for PanicsOnce {
 #[tokio::test]
 async fn a_start_that_panicked_is_repeated() {
     let mut harness = Harness::new().await;
-    let backend = Arc::new(PanicsOnce {
-        backend: simulated(),
-        has_panicked: AtomicBool::new(false),
-    });
+    let backend = Spied::new(true);
     let agent = harness.agent(BackendKind::SIMULATED, backend.clone());
     agent.ready().await;
     let mut changes = backend.watch();

@@ -13,9 +13,10 @@ use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
+use super::family::Family;
 use super::os::{self, CpuMeter, Leader, TaggedProcess};
-use super::record::{InstanceRecord, RecordPhase};
-use super::{Entry, REMOVALS_MAX, Shared, launch, released, supervise};
+use super::record::{InstanceRecord, ProcessIdentity, RecordPhase};
+use super::{Entry, REMOVALS_MAX, Shared, folder, launch, released, sockets, supervise};
 use crate::logs::output_path;
 use crate::{BackendError, ObservedPhase};
 
@@ -38,6 +39,10 @@ pub(super) async fn adopt(shared: &Arc<Shared>) -> Result<(), BackendError> {
         }
     }
     end_strays(shared, &records, &leaders).await?;
+    let adopted = leaders.keys().cloned().collect();
+    shared
+        .run_blocking(move |shared| folder::remove_others(&shared.config.data_dir, &adopted))
+        .await;
     for (id, record) in records {
         match leaders.remove(&id) {
             Some((leader, record)) => supervise_adopted(shared, leader, record),
@@ -126,14 +131,43 @@ async fn leader_of(
     record: &InstanceRecord,
     found: &[TaggedProcess],
 ) -> Result<Option<(Leader, InstanceRecord)>, BackendError> {
-    let Some(record) = complete(record, found) else {
+    let Some(mut record) = complete(record, found) else {
         return Ok(None);
     };
-    let leader = {
-        let record = record.clone();
-        inspect(shared, move |shared| adoptable(shared, &record)).await?
+    let candidates = [record.process.clone()].into_iter().flatten();
+    for process in candidates.chain(successors(shared, &record, found).await?) {
+        record.process = Some(process);
+        let checked = record.clone();
+        let leader = inspect(shared, move |shared| adoptable(shared, &checked)).await?;
+        if let Some(leader) = leader {
+            return Ok(Some((leader, record)));
+        }
+    }
+    Ok(None)
+}
+
+/// The processes of the group that listen on the instance's port: they serve on after the recorded one.
+async fn successors(
+    shared: &Arc<Shared>,
+    record: &InstanceRecord,
+    found: &[TaggedProcess],
+) -> Result<Vec<ProcessIdentity>, BackendError> {
+    let (Some(process), Some(port)) = (&record.process, record.port) else {
+        return Ok(Vec::new());
     };
-    Ok(leader.map(|leader| (leader, record)))
+    let own = found
+        .iter()
+        .filter(|found| found.tags.instance == record.id.as_str());
+    let of_group = own.map(|found| &found.identity).filter(|other| {
+        other.boot_id == process.boot_id
+            && other.group_id() == process.group_id()
+            && other.pid != process.pid
+    });
+    let mut of_group: Vec<_> = of_group.cloned().collect();
+    let pids: Vec<i32> = of_group.iter().map(|other| other.pid).collect();
+    let listening = inspect(shared, move |_| sockets::listening(&pids)).await?;
+    of_group.retain(|other| listening.on(port).any(|pid| pid == other.pid));
+    Ok(of_group)
 }
 
 /// Completes the record of an instance that may be running from the tags of its process.
@@ -144,12 +178,15 @@ fn complete(record: &InstanceRecord, found: &[TaggedProcess]) -> Option<Instance
         // Penstock was killed between start and record: the tags identify the process.
         RecordPhase::Starting => {
             let started = found.iter().find(|f| {
-                f.is_group_leader
+                f.identity.group.is_none()
                     && f.tags.instance == record.id.as_str()
                     && f.tags.generation == Some(record.started_generation())
             })?;
             record.process = Some(started.identity.clone());
-            record.port = started.tags.port;
+            if let Some(ports) = started.tags.ports.clone() {
+                record.port = Some(ports.main);
+                record.ports = ports.named;
+            }
             record.phase = RecordPhase::Running;
         }
         _ => return None,
@@ -180,7 +217,7 @@ async fn end_strays(
     records: &BTreeMap<InstanceId, InstanceRecord>,
     adopted: &BTreeMap<InstanceId, (Leader, InstanceRecord)>,
 ) -> Result<(), BackendError> {
-    let mut kill_at = None;
+    let mut begun = None;
     loop {
         let strays: BTreeMap<InstanceId, Option<i32>> = strays(shared, records, adopted)
             .await?
@@ -190,25 +227,27 @@ async fn end_strays(
         if strays.is_empty() {
             return Ok(());
         }
-        let is_first_pass = kill_at.is_none();
-        let deadline =
-            *kill_at.get_or_insert_with(|| Instant::now() + shared.config.grace.to_std());
-        let signal = if is_first_pass {
+        let is_first_pass = begun.is_none();
+        let begun = *begun.get_or_insert_with(Instant::now);
+        if is_first_pass {
             tracing::info!(
                 instances = strays.len(),
                 "ending processes that no record covers"
             );
-            Some(Signal::TERM)
-        } else {
-            (Instant::now() >= deadline).then_some(Signal::KILL)
-        };
-        if let Some(signal) = signal {
-            for (id, group) in strays {
-                let mut matcher = shared.matcher(&id, group);
-                let start = records.get(&id).and_then(|record| record.start.as_ref());
-                matcher.output = start.and_then(|start| shared.output_of(start));
-                inspect(shared, move |_| matcher.signal(signal)).await?;
-            }
+        }
+        for (id, group) in strays {
+            let record = records.get(&id);
+            let grace = record.and_then(InstanceRecord::grace);
+            let grace = grace.unwrap_or(shared.config.grace).to_std();
+            let signal = match begun.elapsed() < grace {
+                true if is_first_pass => Signal::TERM,
+                true => continue,
+                false => Signal::KILL,
+            };
+            let mut matcher = shared.matcher(&id, group);
+            let start = record.and_then(|record| record.start.as_ref());
+            matcher.output = start.and_then(|start| shared.output_of(start));
+            inspect(shared, move |_| matcher.signal(signal)).await?;
         }
         sleep(POLL_INTERVAL).await;
     }
@@ -234,7 +273,7 @@ async fn strays(
         let mut running = Vec::new();
         for (id, leader) in &leaders {
             if os::is_running(leader, &shared.boot_id)? {
-                running.push((id.clone(), Some(leader.pid)));
+                running.push((id.clone(), Some(leader.group_id())));
             }
         }
         Ok(running)
@@ -274,6 +313,7 @@ fn supervise_adopted(shared: &Arc<Shared>, leader: Leader, record: InstanceRecor
         unhealthy: None,
         removals: Some(sender),
         cpu: CpuMeter::default(),
+        family: Family::new(),
     };
     shared.state().entries.insert(id.clone(), entry);
     persist(shared, &id);
@@ -328,6 +368,7 @@ fn settle(shared: &Shared, mut record: InstanceRecord) {
         unhealthy: None,
         removals: None,
         cpu: CpuMeter::default(),
+        family: Family::new(),
     };
     shared.state().entries.insert(id.clone(), entry);
     if changed {

@@ -2,6 +2,7 @@
 //!
 //! Secrets go into the environment of the child and nowhere else; the server's own secrets never do.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use contract::own_secrets::OwnSecrets;
-use contract::resources::EnvValue;
+use contract::resources::{EnvValue, placeholders};
 use rustix::fs::{FlockOperation, flock};
 
 use super::limit;
@@ -24,6 +25,8 @@ use crate::StartSpec;
 pub(super) const INSTALLATION: &str = "PENSTOCK_INSTALLATION";
 pub(super) const INSTANCE: &str = "PENSTOCK_INSTANCE";
 pub(super) const GENERATION: &str = "PENSTOCK_GENERATION";
+/// The further ports, by name: `grpc=4711,metrics=4712`.
+pub(super) const PORTS: &str = "PENSTOCK_PORTS";
 
 /// The address to listen on; complements `PORT`, which most servers know.
 const HOST: &str = "PENSTOCK_HOST";
@@ -63,6 +66,33 @@ pub(super) struct LaunchContext {
     pub descriptors: Option<u64>,
 }
 
+/// The ports of an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ports {
+    /// The one on which it is probed and gets requests.
+    pub main: u16,
+    /// Further ones, by name.
+    pub named: BTreeMap<String, u16>,
+}
+
+/// Reads further ports as they are in the environment.
+pub(super) fn parse_ports(text: &str) -> Option<BTreeMap<String, u16>> {
+    let pairs = text.split(',').filter(|pair| !pair.is_empty());
+    let parse = |pair: &str| {
+        let (name, port) = pair.split_once('=')?;
+        Some((name.to_owned(), port.parse().ok()?))
+    };
+    pairs.map(parse).collect()
+}
+
+fn format_ports(ports: &BTreeMap<String, u16>) -> String {
+    let pairs: Vec<String> = ports
+        .iter()
+        .map(|(name, port)| format!("{name}={port}"))
+        .collect();
+    pairs.join(",")
+}
+
 /// Returns a port on which nobody listens and that is not reserved for an instance that has yet to
 /// bind it.
 pub(super) fn find_free_port(listen: IpAddr, is_reserved: impl Fn(u16) -> bool) -> io::Result<u16> {
@@ -79,13 +109,16 @@ pub(super) fn find_free_port(listen: IpAddr, is_reserved: impl Fn(u16) -> bool) 
     ))
 }
 
-/// Whether somebody listens on the port. Only a shortage is an error.
-pub(super) fn is_port_taken(listen: IpAddr, port: u16) -> io::Result<bool> {
-    match TcpListener::bind((listen, port)) {
-        Err(error) if is_shortage(&error) => Err(error),
-        Err(error) => Ok(error.kind() == io::ErrorKind::AddrInUse),
-        Ok(_) => Ok(false),
+/// Whether somebody listens on one of the ports. Only a shortage is an error.
+pub(super) fn is_any_port_taken(listen: IpAddr, ports: &[u16]) -> io::Result<bool> {
+    for port in ports {
+        match TcpListener::bind((listen, *port)) {
+            Err(error) if is_shortage(&error) => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(true),
+            Err(_) | Ok(_) => {}
+        }
     }
+    Ok(false)
 }
 
 /// Starts the process. `output` is opened for append and locked: the lock belongs to the open file,
@@ -94,10 +127,11 @@ pub(super) fn is_port_taken(listen: IpAddr, port: u16) -> io::Result<bool> {
 pub(super) fn launch(
     start: &StartSpec,
     context: &LaunchContext,
-    port: u16,
+    ports: &Ports,
+    folder: Option<&Path>,
     output: &Path,
 ) -> Result<Child, StartError> {
-    let mut command = command(start, context, port)?;
+    let mut command = command(start, context, ports, folder)?;
     let stdout = open_output(output)?;
     let stderr = stdout.try_clone();
     let stderr = stderr
@@ -126,11 +160,32 @@ fn cannot_run(program: &OsStr, error: &io::Error) -> StartError {
     ))
 }
 
-fn command(start: &StartSpec, context: &LaunchContext, port: u16) -> Result<Command, StartError> {
+fn command(
+    start: &StartSpec,
+    context: &LaunchContext,
+    ports: &Ports,
+    folder: Option<&Path>,
+) -> Result<Command, StartError> {
     let listen = context.listen.to_string();
+    let mut replacements = vec![
+        (placeholders::PORT.to_owned(), ports.main.to_string()),
+        (placeholders::HOST.to_owned(), listen.clone()),
+    ];
+    if let Some(folder) = folder {
+        let path = folder
+            .to_str()
+            .ok_or_else(|| format!("its folder {} is not valid UTF-8", folder.display()))?;
+        replacements.push((placeholders::FOLDER.to_owned(), path.to_owned()));
+    }
+    let named = ports.named.iter();
+    replacements
+        .extend(named.map(|(name, port)| (placeholders::port_placeholder(name), port.to_string())));
     let fill = |text: &str| {
-        text.replace("{port}", &port.to_string())
-            .replace("{host}", &listen)
+        replacements
+            .iter()
+            .fold(text.to_owned(), |text, (placeholder, value)| {
+                text.replace(placeholder, value)
+            })
     };
     let mut arguments = start.spec.command.iter().map(|argument| fill(argument));
     let program = arguments
@@ -146,6 +201,9 @@ fn command(start: &StartSpec, context: &LaunchContext, port: u16) -> Result<Comm
         .env("HOST", &listen)
         // What Python prints reaches the log at once.
         .env("PYTHONUNBUFFERED", "1");
+    for (name, port) in &ports.named {
+        command.env(placeholders::port_variable(name), port.to_string());
+    }
     for (name, value) in &start.spec.env {
         let value = match value {
             EnvValue::Plain(text) => fill(text).into(),
@@ -156,11 +214,14 @@ fn command(start: &StartSpec, context: &LaunchContext, port: u16) -> Result<Comm
         command.env(name, value);
     }
     command
-        .env("PORT", port.to_string())
+        .env("PORT", ports.main.to_string())
         .env(HOST, &listen)
         .env(INSTALLATION, &context.installation)
         .env(INSTANCE, start.id.as_str())
         .env(GENERATION, start.generation.to_string());
+    if !ports.named.is_empty() {
+        command.env(PORTS, format_ports(&ports.named));
+    }
     Ok(command)
 }
 
@@ -216,7 +277,6 @@ pub(super) fn is_output_locked(path: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::net::Ipv4Addr;
 
     use contract::ids::InstanceId;
@@ -249,8 +309,8 @@ mod tests {
     fn host_and_port_placeholders_are_replaced_everywhere() {
         let spec = serde_json::json!({
             "backend": "process", "instanceType": "t",
-            "command": ["./scorer", "--listen={host}:{port}", "{port}"],
-            "env": {"URL": "http://{host}:{port}/", "HOST": "mine"},
+            "command": ["./scorer", "--listen={host}:{port}", "{port}", "{folder}/cache"],
+            "env": {"URL": "http://{host}:{port:a-b}/", "HOST": "mine", "PORT_C": "mine"},
         });
         let start = StartSpec {
             id: InstanceId::from("a".to_owned()),
@@ -265,13 +325,24 @@ mod tests {
             own_secrets: OwnSecrets::default(),
             descriptors: None,
         };
-        let command = command(&start, &context, 4711).unwrap();
+        let ports = Ports {
+            main: 4711,
+            named: [("a-b".to_owned(), 4712), ("c".to_owned(), 4713)].into(),
+        };
+        let folder = Some(Path::new("/run/f"));
+        let command = command(&start, &context, &ports, folder).unwrap();
         assert_eq!(command.get_program(), "/srv/./scorer");
         let args: Vec<_> = command.get_args().collect();
-        assert_eq!(args, ["--listen=127.0.0.2:4711", "4711"]);
+        assert_eq!(args, ["--listen=127.0.0.2:4711", "4711", "/run/f/cache"]);
         let env: BTreeMap<_, _> = command.get_envs().collect();
         let env = |name: &str| env[std::ffi::OsStr::new(name)].unwrap();
-        assert_eq!(env("URL"), "http://127.0.0.2:4711/");
+        assert_eq!(env("URL"), "http://127.0.0.2:4712/");
+        assert_eq!(
+            (env("PORT_A_B"), env("PORT_C")),
+            ("4712".as_ref(), "mine".as_ref())
+        );
+        let tagged = env(PORTS).to_str().and_then(parse_ports);
+        assert_eq!(tagged, Some(ports.named));
         assert_eq!(env("PENSTOCK_HOST"), "127.0.0.2");
         assert_eq!(env("PORT"), "4711");
         assert_eq!(env("PYTHONUNBUFFERED"), "1");

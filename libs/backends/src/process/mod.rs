@@ -1,12 +1,15 @@
 //! Instances as local processes.
 //!
-//! Owns `DATA/instances` (a record per instance), `DATA/installation` and `DATA/logs`. Invariants:
+//! Owns `DATA/instances` (a record per instance), `DATA/run` (private folders of instances),
+//! `DATA/installation` and `DATA/logs`. Invariants:
 //! a request is durable before it is carried out; at most one process group runs per instance; an
 //! instance outlives Penstock and is adopted by the next one, and no process of this installation
 //! runs without a record; when an instance is reported as ended, all its processes are gone.
 
 mod adopt;
 mod control_group;
+mod family;
+mod folder;
 mod grpc_health;
 mod host;
 mod launch;
@@ -17,6 +20,7 @@ mod probe;
 mod record;
 mod secret;
 mod shortage;
+mod sockets;
 mod supervise;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +32,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use contract::ids::InstanceId;
 use contract::own_secrets::OwnSecrets;
+use contract::resources::placeholders;
 use contract::time::{Span, Timestamp};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -37,7 +42,8 @@ use crate::logs::{LogLimits, output_path, sweep};
 use crate::watchers::Watchers;
 use crate::{Backend, BackendError, ObservedInstance, ObservedPhase, ResourceSample, StartSpec};
 use control_group::ControlGroups;
-use launch::LaunchContext;
+use family::{Family, ProcessTable};
+use launch::{LaunchContext, Ports};
 use os::{CpuMeter, Leader};
 use record::{
     InstanceRecord, RECORD_FORMAT, RecordFolder, RecordPhase, TOMBSTONES_MAX, is_usable_id,
@@ -68,8 +74,7 @@ pub struct ProcessConfig {
     pub log_limits: LogLimits,
     /// Sources of this node's own secrets, including the data folder: instances never get any of them.
     pub own_secrets: OwnSecrets,
-    /// Time from SIGTERM to SIGKILL where no request specifies it: for processes without a record, and
-    /// for instances whose probes failed.
+    /// Time from SIGTERM to SIGKILL of processes without a record.
     pub grace: Span,
     /// How much of this process's resources the instances may use.
     pub resource_limits: ResourceLimits,
@@ -139,6 +144,8 @@ struct Entry {
     /// Sends to the supervisor of the instance; `None` once the instance has ended.
     removals: Option<mpsc::Sender<Removal>>,
     cpu: CpuMeter,
+    /// Its processes when they were last looked for.
+    family: Family,
 }
 
 /// Removals queued for a supervisor: it acts on the first, and any further one is redundant.
@@ -413,6 +420,7 @@ impl Shared {
         if is_removing {
             return self.record_exit(id, None, "was never started".into());
         }
+        let _ = folder::remove(&self.config.data_dir, id);
         // A leftover record says that nothing was started, which is true.
         if let Some(folder) = self.disk().as_ref() {
             let _ = folder.delete(id);
@@ -454,6 +462,7 @@ impl Shared {
                 start: Some(start.clone()),
                 process: None,
                 port: None,
+                ports: BTreeMap::new(),
                 host: self.config.host.clone(),
                 node: self.config.node.clone(),
                 format: RECORD_FORMAT,
@@ -464,6 +473,7 @@ impl Shared {
             unhealthy: None,
             removals: Some(sender),
             cpu: CpuMeter::default(),
+            family: Family::new(),
         };
         entries.insert(start.id.clone(), entry);
         Ok(Some(receiver))
@@ -476,11 +486,16 @@ impl Shared {
             .check_capacity()
             .map_err(StartError::Shortage)?;
         let id = &start.id;
-        let listen = self.launch_context.listen;
-        let port = launch::find_free_port(listen, |port| self.is_port_assigned(port));
-        let port = port.map_err(|error| StartError::from_io(error, io::Error::to_string))?;
-        let output = output_path(&self.config.data_dir, &start.deployment, id);
-        let mut child = launch::launch(start, &self.launch_context, port, &output)?;
+        let ports = self.reserve_ports(start);
+        let ports = ports.map_err(|error| StartError::from_io(error, io::Error::to_string))?;
+        let data = &self.config.data_dir;
+        let folder = folder::is_used(&start.spec).then(|| folder::create(data, id));
+        let folder = folder.transpose().map_err(|error| {
+            StartError::from_io(error, |e| format!("its folder cannot be created: {e}"))
+        })?;
+        let output = output_path(data, &start.deployment, id);
+        let context = &self.launch_context;
+        let mut child = launch::launch(start, context, &ports, folder.as_deref(), &output)?;
         let pid = child.id() as i32;
         self.control_groups.add(id.as_str(), pid);
         // The process runs from here on: every return must either keep track of it or kill it.
@@ -493,8 +508,6 @@ impl Shared {
         })?;
         self.update(id, |entry| {
             entry.record.process = process;
-            entry.record.port = Some(port);
-            entry.record.host = self.config.host.clone();
             if entry.record.phase == RecordPhase::Starting {
                 entry.record.phase = RecordPhase::Running;
             }
@@ -507,13 +520,28 @@ impl Shared {
         Ok(leader)
     }
 
-    fn is_port_assigned(&self, port: u16) -> bool {
-        let state = self.state();
-        let mut in_use = state
-            .entries
-            .values()
-            .filter(|entry| entry.removals.is_some());
-        in_use.any(|entry| entry.record.port == Some(port))
+    /// Chooses free ports for an instance. From here on no other instance gets them, while this one lives.
+    fn reserve_ports(&self, start: &StartSpec) -> io::Result<Ports> {
+        let mut state = self.state();
+        let running = state.entries.values().filter(|e| e.removals.is_some());
+        let mut reserved: BTreeSet<u16> =
+            running.flat_map(|entry| entry.record.all_ports()).collect();
+        let mut next = || {
+            let listen = self.launch_context.listen;
+            let port = launch::find_free_port(listen, |port| reserved.contains(&port))?;
+            reserved.insert(port);
+            io::Result::Ok(port)
+        };
+        let main = next()?;
+        let names = placeholders::named_ports(&start.spec).into_iter();
+        let named = names.map(|name| Ok((name, next()?)));
+        let named = named.collect::<io::Result<BTreeMap<_, _>>>()?;
+        if let Some(entry) = state.entries.get_mut(&start.id) {
+            entry.record.port = Some(main);
+            entry.record.ports = named.clone();
+            entry.record.host = self.config.host.clone();
+        }
+        Ok(Ports { main, named })
     }
 
     fn remove(&self, id: &InstanceId, generation: u64, grace: Span) -> Result<(), BackendError> {
@@ -549,6 +577,7 @@ impl Shared {
                 start: None,
                 process: None,
                 port: None,
+                ports: BTreeMap::new(),
                 host: self.config.host.clone(),
                 node: self.config.node.clone(),
                 format: RECORD_FORMAT,
@@ -559,6 +588,7 @@ impl Shared {
             unhealthy: None,
             removals: None,
             cpu: CpuMeter::default(),
+            family: Family::new(),
         });
         if generation < entry.record.generation {
             return Err(BackendError::Stale {
@@ -595,6 +625,9 @@ impl Shared {
             false
         });
         self.control_groups.remove(id.as_str());
+        if let Err(error) = folder::remove(&self.config.data_dir, id) {
+            tracing::warn!(instance = %id, %error, "failed to remove the folder of an ended instance");
+        }
         if let Err(error) = self.persist(id) {
             // The next startup finds no process and records the same end, without the code.
             tracing::warn!(instance = %id, %error, "failed to record end of instance");
@@ -613,7 +646,24 @@ impl Shared {
             instance: id.as_str().to_owned(),
             group,
             output: None,
+            family: self.family(id),
         }
+    }
+
+    fn family(&self, id: &InstanceId) -> Family {
+        let state = self.state();
+        let entry = state.entries.get(id);
+        entry.map(|entry| entry.family.clone()).unwrap_or_default()
+    }
+
+    /// Looks for processes of an instance that only descent shows. `group` must be certain to be its own.
+    fn find_family(&self, id: &InstanceId, group: Option<i32>) -> io::Result<()> {
+        let table: ProcessTable = os::live_processes()?.iter().collect();
+        self.update(id, |entry| {
+            entry.family = table.family(group, &entry.family);
+            false
+        });
+        Ok(())
     }
 
     /// The output file of an instance.
@@ -631,8 +681,8 @@ impl Shared {
 
     /// Returns nothing if usage cannot be read: that must not be mistaken for an idle instance.
     fn resources(&self) -> Vec<ResourceSample> {
-        let groups = match os::usage_by_group() {
-            Ok(groups) => groups,
+        let processes = match os::live_processes() {
+            Ok(processes) => processes,
             Err(error) => {
                 self.config
                     .resource_limits
@@ -640,14 +690,18 @@ impl Shared {
                 return Vec::new();
             }
         };
+        let groups = os::usage_by_group(&processes);
+        let table: ProcessTable = processes.iter().collect();
         // Processes have no limit of their own.
         let memory_limit_bytes = os::memory_bytes();
         let mut state = self.state();
         let running = state.entries.values_mut().filter(|e| e.removals.is_some());
         running
             .filter_map(|entry| {
-                let leader = entry.record.process.as_ref()?.pid;
-                let usage = groups.get(&leader).copied().unwrap_or_default();
+                let process = entry.record.process.as_ref()?;
+                entry.family = table.family(table.group_of(process), &entry.family);
+                let usage = groups.get(&process.group_id());
+                let usage = usage.copied().unwrap_or_default();
                 Some(ResourceSample {
                     id: entry.record.id.clone(),
                     cpu_us_total: entry.cpu.total(usage.cpu_us),

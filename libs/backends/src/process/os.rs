@@ -13,11 +13,13 @@ use std::time::Duration;
 
 use procfs::process::{FDPermissions, FDTarget, Process, Stat};
 use procfs::{Current, Meminfo};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
 use super::control_group;
-use super::launch::{GENERATION, INSTALLATION, INSTANCE};
+use super::family::Family;
+use super::launch::{self, GENERATION, INSTALLATION, INSTANCE, PORTS, Ports};
 use super::record::ProcessIdentity;
 use super::shortage::{DescriptorGuard, ResourceLimits, ok_unless_shortage, proc_unless_shortage};
 
@@ -33,7 +35,7 @@ pub(super) struct ProcessTags {
     pub installation: String,
     pub instance: String,
     pub generation: Option<u64>,
-    pub port: Option<u16>,
+    pub ports: Option<Ports>,
 }
 
 /// Returns `None` if the process is not one of ours, or its environment cannot be read.
@@ -53,12 +55,17 @@ fn parse_tags(environ: &[u8]) -> Option<ProcessTags> {
         installation: value(INSTALLATION)?.to_owned(),
         instance: value(INSTANCE)?.to_owned(),
         generation: value(GENERATION).and_then(|text| text.parse().ok()),
-        port: value("PORT").and_then(|text| text.parse().ok()),
+        ports: value("PORT").and_then(|port| {
+            Some(Ports {
+                main: port.parse().ok()?,
+                named: launch::parse_ports(value(PORTS).unwrap_or_default())?,
+            })
+        }),
     })
 }
 
 /// Returns all processes except this one and those that are already dead.
-fn live_processes() -> io::Result<Vec<Stat>> {
+pub(super) fn live_processes() -> io::Result<Vec<Stat>> {
     let processes = procfs::process::all_processes();
     let own_pid = std::process::id() as i32;
     let mut living = Vec::new();
@@ -82,7 +89,6 @@ fn is_alive(stat: &Stat) -> bool {
 #[derive(Clone, Debug)]
 pub(super) struct TaggedProcess {
     pub identity: ProcessIdentity,
-    pub is_group_leader: bool,
     pub tags: ProcessTags,
 }
 
@@ -98,15 +104,8 @@ pub(super) fn scan(installation: &str, boot_id: &str) -> io::Result<Vec<TaggedPr
         let Some(tags) = tags else {
             continue;
         };
-        found.push(TaggedProcess {
-            is_group_leader: stat.pid == stat.pgrp,
-            identity: ProcessIdentity {
-                pid: stat.pid,
-                start_time: stat.starttime,
-                boot_id: boot_id.to_owned(),
-            },
-            tags,
-        });
+        let identity = ProcessIdentity::of(&stat, boot_id);
+        found.push(TaggedProcess { identity, tags });
     }
     Ok(found)
 }
@@ -118,17 +117,24 @@ fn tags_by_control_group(pid: i32, installation: &str) -> io::Result<Option<Proc
         installation: installation.to_owned(),
         instance,
         generation: None,
-        port: None,
+        ports: None,
     }))
 }
 
 /// Returns `None` if the process has already been reaped.
 pub(super) fn identity(pid: i32, boot_id: &str) -> io::Result<Option<ProcessIdentity>> {
-    Ok(stat(pid)?.map(|stat| ProcessIdentity {
-        pid,
-        start_time: stat.starttime,
-        boot_id: boot_id.to_owned(),
-    }))
+    Ok(stat(pid)?.map(|stat| ProcessIdentity::of(&stat, boot_id)))
+}
+
+impl ProcessIdentity {
+    fn of(stat: &Stat, boot_id: &str) -> Self {
+        Self {
+            pid: stat.pid,
+            start_time: stat.starttime,
+            boot_id: boot_id.to_owned(),
+            group: (stat.pgrp != stat.pid).then_some(stat.pgrp),
+        }
+    }
 }
 
 /// Whether exactly the recorded process is running.
@@ -159,11 +165,14 @@ pub(super) struct ProcessMatcher {
     /// The output of the instance, to find processes by nothing else than that they may write to it. Looking
     /// at the files of all processes takes long.
     pub output: Option<PathBuf>,
+    /// Processes that are known to descend from the instance.
+    pub family: Family,
 }
 
 impl ProcessMatcher {
     fn matches(&self, stat: &Stat) -> io::Result<bool> {
-        if self.group == Some(stat.pgrp) || self.is_tagged(stat.pid)? {
+        let is_known = self.family.get(&stat.pid) == Some(&stat.starttime);
+        if self.group == Some(stat.pgrp) || is_known || self.is_tagged(stat.pid)? {
             return Ok(true);
         }
         let instance = control_group::instance_of(stat.pid, &self.installation)?;
@@ -197,68 +206,41 @@ impl ProcessMatcher {
         Ok(self.matching()?.iter().map(|stat| stat.pid).collect())
     }
 
-    /// Signals every matching process and returns how many there were.
-    pub(super) fn signal(&self, signal: Signal) -> io::Result<usize> {
-        let matching = self.matching()?;
-        for stat in &matching {
-            self.signal_one(stat, signal)?;
-        }
-        Ok(matching.len())
+    /// The matching processes, by id with their names.
+    pub(super) fn names(&self) -> io::Result<BTreeMap<i32, String>> {
+        let matching = self.matching()?.into_iter();
+        Ok(matching.map(|stat| (stat.pid, stat.comm)).collect())
     }
 
-    fn signal_one(&self, before: &Stat, signal: Signal) -> io::Result<()> {
+    /// Signals every matching process and returns how many there were, without those that this process
+    /// may not signal: waiting for them would not help.
+    pub(super) fn signal(&self, signal: Signal) -> io::Result<usize> {
+        let mut count = 0;
+        for stat in self.matching()? {
+            count += usize::from(self.signal_one(&stat, signal)?);
+        }
+        Ok(count)
+    }
+
+    /// Returns false if this process may not signal that one.
+    fn signal_one(&self, before: &Stat, signal: Signal) -> io::Result<bool> {
         let Some(pid) = Pid::from_raw(before.pid) else {
-            return Ok(());
+            return Ok(true);
         };
         let opened = pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from);
         let Some(fd) = ok_unless_shortage(opened)? else {
-            return Ok(());
+            return Ok(true);
         };
         // The pidfd refers to one process for good; make sure that it is the one that matched.
         let Some(now) = stat(before.pid)? else {
-            return Ok(());
+            return Ok(true);
         };
         if now.starttime == before.starttime && self.matches(&now)? {
             // The process may have exited meanwhile, which is fine.
-            let _ = pidfd_send_signal(&fd, signal);
+            return Ok(pidfd_send_signal(&fd, signal) != Err(Errno::PERM));
         }
-        Ok(())
+        Ok(true)
     }
-
-    /// Whether one of the processes listens on the port. Unknown counts as yes: descriptors of a process
-    /// that changed its user cannot be read.
-    pub(super) fn listens_on(&self, port: u16) -> io::Result<bool> {
-        let Some(listening) = listening_sockets(port)? else {
-            return Ok(true);
-        };
-        for pid in self.pids()? {
-            if has_socket(pid, &listening)?.unwrap_or(true) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-}
-
-/// The sockets that listen on the port, by inode; `None` if they cannot be read.
-fn listening_sockets(port: u16) -> io::Result<Option<Vec<u64>>> {
-    let Some(mut sockets) = proc_unless_shortage(procfs::net::tcp())? else {
-        return Ok(None);
-    };
-    sockets.extend(proc_unless_shortage(procfs::net::tcp6())?.unwrap_or_default());
-    let listening = sockets.into_iter().filter(|socket| {
-        socket.local_address.port() == port && socket.state == procfs::net::TcpState::Listen
-    });
-    Ok(Some(listening.map(|socket| socket.inode).collect()))
-}
-
-/// Whether the process has one of these sockets; `None` if its descriptors cannot be read.
-fn has_socket(pid: i32, sockets: &[u64]) -> io::Result<Option<bool>> {
-    let descriptors = Process::new(pid).and_then(|process| process.fd());
-    Ok(proc_unless_shortage(descriptors)?.map(|descriptors| {
-        let has = |fd: procfs::process::FDInfo| matches!(fd.target, FDTarget::Socket(inode) if sockets.contains(&inode));
-        descriptors.flatten().any(has)
-    }))
 }
 
 /// Whether the process has the file open for writing. Who only reads it, such as `tail`, is not one of the
@@ -273,28 +255,16 @@ fn may_write(pid: i32, file: &Path) -> io::Result<bool> {
     Ok(descriptors.is_some_and(|mut fds| fds.any(|fd| fd.is_ok_and(is_writer))))
 }
 
-/// The processes that listen on the port, as far as that can be seen, by id with their names.
-pub(super) fn listeners(port: u16) -> io::Result<BTreeMap<i32, String>> {
-    let mut listeners = BTreeMap::new();
-    let listening = listening_sockets(port)?.unwrap_or_default();
-    if listening.is_empty() {
-        return Ok(listeners);
-    }
-    for stat in live_processes()? {
-        if has_socket(stat.pid, &listening)? == Some(true) {
-            listeners.insert(stat.pid, stat.comm);
-        }
-    }
-    Ok(listeners)
-}
-
-/// The first process of an instance, held by a pidfd, which cannot end up referring to another process.
+/// The first process of an instance, or the one that serves on after it, held by a pidfd, which cannot end up
+/// referring to another process.
 #[derive(Debug)]
 pub(super) struct Leader {
     pub pid: i32,
+    /// The id of the instance's process group: the pid of its first process.
+    pub group: i32,
     pidfd: AsyncFd<OwnedFd>,
     _descriptor: DescriptorGuard,
-    /// `None` for an adopted process, whose exit code goes to its current parent.
+    /// The first process; `None` for an adopted one, whose exit code goes to its current parent.
     child: Option<std::process::Child>,
 }
 
@@ -308,6 +278,7 @@ impl Leader {
         match open_pidfd(pid) {
             Ok(pidfd) => Ok(Self {
                 pid,
+                group: pid,
                 pidfd,
                 _descriptor: DescriptorGuard::acquire(resource_limits),
                 child: Some(child),
@@ -331,17 +302,31 @@ impl Leader {
         // Checked after opening: only now is it certain that pidfd and record refer to the same process.
         Ok(is_running(recorded, boot_id)?.then(|| Self {
             pid: recorded.pid,
+            group: recorded.group_id(),
             pidfd,
             _descriptor: DescriptorGuard::acquire(resource_limits),
             child: None,
         }))
     }
 
+    /// Follows another process of the group from here on. Returns false if it is gone.
+    pub(super) fn follow(&mut self, next: &ProcessIdentity, boot_id: &str) -> io::Result<bool> {
+        let Some(pidfd) = ok_unless_shortage(open_pidfd(next.pid))? else {
+            return Ok(false);
+        };
+        // As in `adopt`.
+        let is_running = is_running(next, boot_id)?;
+        if is_running {
+            (self.pid, self.pidfd) = (next.pid, pidfd);
+        }
+        Ok(is_running)
+    }
+
     /// Signals what can be reached without further descriptors: the process, and its group while the group
     /// id is certain to be its own.
     pub(super) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(self.pidfd.get_ref(), signal);
-        if let (Some(_), Some(group)) = (&self.child, Pid::from_raw(self.pid)) {
+        if let (Some(_), Some(group)) = (&self.child, Pid::from_raw(self.group)) {
             let _ = kill_process_group(group, signal);
         }
     }
@@ -427,18 +412,18 @@ fn memory_limit_of_control_groups(root: &Path, group: &str) -> Option<u64> {
     Path::new(group).ancestors().filter_map(limit).min()
 }
 
-/// Scans all processes and sums their usage by process group.
-pub(super) fn usage_by_group() -> io::Result<BTreeMap<i32, GroupUsage>> {
+/// Sums the usage of processes by process group.
+pub(super) fn usage_by_group(processes: &[Stat]) -> BTreeMap<i32, GroupUsage> {
     let tick_us = 1_000_000 / procfs::ticks_per_second().max(1);
     let page = procfs::page_size();
     let mut groups = BTreeMap::<i32, GroupUsage>::new();
-    for stat in live_processes()? {
+    for stat in processes {
         let children = stat.cutime.max(0) as u64 + stat.cstime.max(0) as u64;
         let usage = groups.entry(stat.pgrp).or_default();
         usage.cpu_us += (stat.utime + stat.stime + children) * tick_us;
         usage.memory_bytes += stat.rss * page;
     }
-    Ok(groups)
+    groups
 }
 
 /// Turns a sum of CPU times, which falls when a process exits, into a monotonic total.

@@ -278,6 +278,11 @@ impl Probes {
         }
     }
 
+    /// Whether the readiness probe succeeds now.
+    pub(super) async fn is_ready(&self) -> bool {
+        self.probe(&self.readiness).await.is_ok()
+    }
+
     async fn watch_liveness(
         &self,
         verdicts: &mpsc::Sender<ProbeVerdict>,

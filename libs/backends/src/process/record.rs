@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use contract::ids::InstanceId;
+use contract::time::Span;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -40,6 +41,9 @@ pub(super) struct InstanceRecord {
     pub start: Option<StartSpec>,
     pub process: Option<ProcessIdentity>,
     pub port: Option<u16>,
+    /// Its further ports, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<String, u16>,
     /// The host under which it was started.
     #[serde(default)]
     pub host: Host,
@@ -80,6 +84,15 @@ pub(super) struct ProcessIdentity {
     /// In clock ticks since boot.
     pub start_time: u64,
     pub boot_id: String,
+    /// Its process group, if it is not the first process of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<i32>,
+}
+
+impl ProcessIdentity {
+    pub(super) fn group_id(&self) -> i32 {
+        self.group.unwrap_or(self.pid)
+    }
 }
 
 impl InstanceRecord {
@@ -95,8 +108,21 @@ impl InstanceRecord {
         self.start.as_ref().map_or(0, |start| start.generation)
     }
 
+    /// Where it is reached, once it has been started.
     pub(super) fn address(&self) -> Option<String> {
+        self.process.as_ref()?;
         self.port.map(|port| self.host.address(port))
+    }
+
+    /// All ports that are reserved for it.
+    pub(super) fn all_ports(&self) -> impl Iterator<Item = u16> {
+        self.port.into_iter().chain(self.ports.values().copied())
+    }
+
+    /// Time from the termination signal to the kill signal; `None` if it was never started here.
+    pub(super) fn grace(&self) -> Option<Span> {
+        let start = self.start.as_ref()?;
+        Some(start.spec.termination_grace())
     }
 }
 
@@ -273,7 +299,6 @@ pub(super) fn is_usable_id(id: &InstanceId) -> bool {
 #[cfg(test)]
 mod tests {
     use contract::resources::{DeploymentSpec, ProbeSpec};
-    use contract::time::Span;
 
     use super::*;
 
@@ -295,6 +320,7 @@ mod tests {
             }),
             process: None,
             port: None,
+            ports: BTreeMap::new(),
             host: Host::default(),
             node: String::new(),
             format: format.unwrap_or_default(),

@@ -1,8 +1,11 @@
-//! Supervises one instance from its start, or adoption, to its end: probes, removal, exit.
+//! Supervises one instance from its start, or adoption, to its end: probes, removal, exit. It ends with its first
+//! process, unless another one of its group serves on, which is then watched instead.
 //!
 //! Invariant: a resource shortage of this process neither ends supervision nor stalls a removal: what
 //! cannot be inspected or signalled now is retried until it succeeds.
 
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +21,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::launch;
 use super::os::{self, Leader, ProcessMatcher};
 use super::probe::{ProbeVerdict, Probes};
+use super::record::ProcessIdentity;
 use super::shortage::{SHORTAGE_RETRY_PAUSE, StartError};
+use super::sockets::{self, Listening};
 use super::{Removal, Shared};
 use crate::{ObservedPhase, StartSpec};
 
@@ -33,6 +38,9 @@ const BIND_ATTEMPTS: u32 = 3;
 
 /// How often a lock must be found before it is said that a process holds it.
 const LOCK_CHECKS: usize = 5;
+
+/// How often the readiness probe may fail of a process that listens on after the first one has ended.
+const PROBES_TO_SERVE_ON: u32 = 3;
 
 /// Between two checks whether all processes are gone.
 const POLL_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
@@ -88,7 +96,7 @@ impl Supervisor {
                 WatchOutcome::Released => return,
                 WatchOutcome::Remove(removal) => return self.end(removal.grace, None).await,
                 WatchOutcome::Failed(reason) => {
-                    let grace = self.shared.config.grace;
+                    let grace = self.grace();
                     return self.end(grace, Some(reason)).await;
                 }
                 WatchOutcome::Ended if attempt < BIND_ATTEMPTS && self.is_port_taken().await => {
@@ -108,13 +116,16 @@ impl Supervisor {
             return WatchOutcome::Failed("its record names no port".into());
         };
         let port = probes.address.port();
-        let _probing = AbortOnDrop(tokio::spawn(probes.run(sender)));
+        let _probing = AbortOnDrop(tokio::spawn(probes.clone().run(sender)));
         loop {
             let verdict = tokio::select! {
                 biased;
                 () = self.shared.released.cancelled() => return WatchOutcome::Released,
                 Some(removal) = self.removals.recv() => return WatchOutcome::Remove(removal),
-                () = self.leader.ended() => return WatchOutcome::Ended,
+                () = self.leader.ended() => match self.follow_next(port, &probes).await {
+                    Ok(()) => continue,
+                    Err(outcome) => return outcome,
+                },
                 Some(verdict) = verdicts.recv() => verdict,
             };
             match verdict {
@@ -163,6 +174,79 @@ impl Supervisor {
         })
     }
 
+    /// Time from SIGTERM to SIGKILL if no request specifies it.
+    fn grace(&self) -> Span {
+        let state = self.shared.state();
+        let entry = state.entries.get(&self.id);
+        let grace = entry.and_then(|entry| entry.record.grace());
+        grace.unwrap_or(self.shared.config.grace)
+    }
+
+    /// After the end of the process that is watched, watches another one of its group, if that serves on:
+    /// it listens on the port, and the readiness probe succeeds.
+    async fn follow_next(&mut self, port: u16, probes: &Probes) -> Result<(), WatchOutcome> {
+        let (shared, group) = (self.shared.clone(), self.leader.group);
+        let matcher = self.current_matcher().await;
+        let find = async {
+            let next = shared
+                .retry_on_shortage("the check of a listening port", move |shared| {
+                    let listening = sockets::listening(&matcher.pids()?)?;
+                    let on_port = listening
+                        .on(port)
+                        .map(|pid| os::identity(pid, &shared.boot_id));
+                    let on_port = on_port.collect::<io::Result<Vec<_>>>()?;
+                    let mut on_port = on_port.into_iter().flatten();
+                    Ok(on_port.find(|process| process.group_id() == group))
+                })
+                .await??;
+            for _ in 0..PROBES_TO_SERVE_ON {
+                if probes.is_ready().await {
+                    return Some(next);
+                }
+            }
+            None
+        };
+        let next = tokio::select! {
+            biased;
+            () = shared.released.cancelled() => return Err(WatchOutcome::Released),
+            Some(removal) = self.removals.recv() => return Err(WatchOutcome::Remove(removal)),
+            next = find => next.ok_or(WatchOutcome::Ended)?,
+        };
+        while !self.follow(&next)? {
+            if shared.released.is_cancelled() {
+                return Err(WatchOutcome::Released);
+            }
+            shared.pause().await;
+        }
+        let id = self.id.clone();
+        tracing::info!(instance = %id, pid = next.pid, "its first process has ended, and another one serves on");
+        let recorded = shared.run_blocking(move |shared| {
+            shared.update(&id, |entry| {
+                entry.record.process = Some(next);
+                false
+            });
+            if let Err(error) = shared.persist(&id) {
+                tracing::warn!(instance = %id, %error, "failed to record the process that serves on");
+            }
+            shared.update(&id, |_| true);
+        });
+        recorded.await;
+        Ok(())
+    }
+
+    /// Returns false during a resource shortage.
+    fn follow(&mut self, next: &ProcessIdentity) -> Result<bool, WatchOutcome> {
+        match self.leader.follow(next, &self.shared.boot_id) {
+            Ok(true) => Ok(true),
+            Ok(false) => Err(WatchOutcome::Ended),
+            Err(error) => {
+                let resource_limits = &self.shared.config.resource_limits;
+                resource_limits.report_shortage("the watch of an instance", &error);
+                Ok(false)
+            }
+        }
+    }
+
     fn set_phase(&self, phase: ObservedPhase) {
         self.shared.update(&self.id, |entry| {
             entry.phase = phase;
@@ -170,23 +254,24 @@ impl Supervisor {
         });
     }
 
-    /// The leader is alive or has not been reaped, so its pid is also the id of its group.
+    /// The leader is alive or has not been reaped, so the id of its group is its own.
     fn matcher(&self) -> ProcessMatcher {
-        self.shared.matcher(&self.id, Some(self.leader.pid))
+        self.shared.matcher(&self.id, Some(self.leader.group))
     }
 
     async fn check_listens_on(&mut self, port: u16) -> Result<(), WatchOutcome> {
         let matcher = self.matcher();
         let shared = self.shared.clone();
         let check = shared.retry_on_shortage("the check of a listening port", move |_| {
-            matcher.listens_on(port)
+            sockets::listening(&matcher.pids()?)
         });
-        let listens = tokio::select! {
+        let listening = tokio::select! {
             biased;
             Some(removal) = self.removals.recv() => return Err(WatchOutcome::Remove(removal)),
-            listens = check => listens,
+            listening = check => listening.unwrap_or_default(),
         };
-        if listens.unwrap_or(true) {
+        if listening.has_port(port) {
+            self.report_exposed(&listening).await;
             return Ok(());
         }
         // A process that is exiting closes its sockets before the exit is visible.
@@ -198,7 +283,37 @@ impl Supervisor {
         )))
     }
 
-    /// Whether it exited before it was ready and its port is in use: most likely it could not bind.
+    /// Says in the logs which sockets others on the network reach without the gateway, although the instance
+    /// was told to listen on loopback.
+    async fn report_exposed(&self, listening: &Listening) {
+        let (told, output) = {
+            let state = self.shared.state();
+            let record = state.entries.get(&self.id).map(|entry| &entry.record);
+            let Some(record) = record else { return };
+            let output = record.start.as_ref().and_then(|s| self.shared.output_of(s));
+            (record.host.listen(), output)
+        };
+        for address in listening.exposed(told) {
+            let (port, ip) = (address.port(), address.ip());
+            let warning = format!(
+                "port {port} is open to the network: the instance listens on {ip} although it was told {told}, so that others reach it without the gateway's authentication; pass `--host {{host}}` or $HOST to it in spec.command, or what it calls its address"
+            );
+            tracing::warn!(instance = %self.id, port, "{warning}");
+            let Some(output) = output.clone() else {
+                continue;
+            };
+            let written = self.shared.run_blocking(move |_| {
+                let mut file = OpenOptions::new().append(true).open(output)?;
+                // A single write, so that it does not mix with the output of the instance.
+                file.write_all(format!("penstock: warning: {warning}\n").as_bytes())
+            });
+            if let Some(Err(error)) = written.await {
+                tracing::warn!(instance = %self.id, %error, "failed to write to the log of the instance");
+            }
+        }
+    }
+
+    /// Whether it exited before it was ready and one of its ports is in use: most likely it could not bind.
     async fn is_port_taken(&self) -> bool {
         if self.was_ready || !self.leader.is_child() {
             return false;
@@ -206,15 +321,15 @@ impl Supervisor {
         let bound = {
             let state = self.shared.state();
             let record = state.entries.get(&self.id).map(|entry| &entry.record);
-            record.and_then(|record| Some((record.host.listen(), record.port?)))
+            record.map(|record| (record.host.listen(), record.all_ports().collect::<Vec<_>>()))
         };
-        let Some((listen, port)) = bound else {
+        let Some((listen, ports)) = bound else {
             return false;
         };
         let check = self
             .shared
             .retry_on_shortage("the check of a port", move |_| {
-                launch::is_port_taken(listen, port)
+                launch::is_any_port_taken(listen, &ports)
             });
         check.await.unwrap_or(false)
     }
@@ -262,13 +377,14 @@ impl Supervisor {
     /// Ends all processes of the instance and reports how it ended. `reason` is set if Penstock ended it.
     async fn end(mut self, grace: Span, reason: Option<String>) {
         let shared = self.shared.clone();
+        let deadline = Instant::now() + grace.to_std();
         tokio::select! {
             () = shared.released.cancelled() => return,
             () = self.terminate(grace) => {}
         }
         tokio::select! {
             () = shared.released.cancelled() => return,
-            () = self.end_writers() => {}
+            () = self.end_writers(deadline) => {}
         }
         let (code, how) = self.leader.reap();
         let code = if reason.is_some() { None } else { code };
@@ -281,9 +397,9 @@ impl Supervisor {
     }
 
     /// Ends processes that have left the group, cleared their environment, and kept the output.
-    async fn end_writers(&self) {
+    async fn end_writers(&self, deadline: Instant) {
         let mut signal = Signal::TERM;
-        let deadline = Instant::now() + STRAY_GRACE.to_std();
+        let deadline = deadline.max(Instant::now() + STRAY_GRACE.to_std());
         for pause in POLL_BACKOFF.build() {
             let Some(output) = self.locked_output().await else {
                 return;
@@ -328,17 +444,27 @@ impl Supervisor {
         output
     }
 
-    /// What shows that processes may be left that could not be found: who holds the output or the port.
+    /// What shows that processes may be left, ended or found by nothing: known ones that may not be
+    /// signalled, who holds the output or the port.
     async fn left_behind(&self) -> Option<String> {
         let output = self.output_still_locked().await;
+        // The group's id may be another's by now.
+        let matcher = self.shared.matcher(&self.id, None);
+        let known = self
+            .shared
+            .retry_on_shortage("the check of processes", move |_| matcher.names())
+            .await?;
         let port = {
             let state = self.shared.state();
             state.entries.get(&self.id)?.record.port?
         };
         let listeners = self
             .shared
-            .retry_on_shortage("the check of a port", move |_| os::listeners(port))
+            .retry_on_shortage("the check of a port", move |_| sockets::listeners(port))
             .await?;
+        let running = known
+            .iter()
+            .map(|(pid, name)| format!("process {pid} ({name}) may not be ended by Penstock"));
         let listening = listeners
             .iter()
             .map(|(pid, name)| format!("process {pid} ({name}) listens on its port {port}"));
@@ -346,13 +472,14 @@ impl Supervisor {
             let path = output.display();
             format!("a process that cannot be inspected still has {path} open")
         });
-        let left: Vec<String> = listening.chain(writing).collect();
+        let left: Vec<String> = running.chain(listening).chain(writing).collect();
         (!left.is_empty()).then(|| left.join(", "))
     }
 
     /// Sends SIGTERM, then SIGKILL; returns once no process of the instance runs any more.
     async fn terminate(&self, grace: Span) {
         let deadline = Instant::now() + grace.to_std();
+        self.find_family().await;
         self.signal(Signal::TERM).await;
         if timeout_at(deadline, self.leader.ended()).await.is_ok()
             && self.wait_until_gone(deadline).await
@@ -369,6 +496,18 @@ impl Supervisor {
         self.leader.ended().await;
     }
 
+    /// Looks for processes that left the group and cleared their environment while their parents run.
+    async fn find_family(&self) {
+        let (id, group) = (self.id.clone(), self.current_matcher().await.group);
+        let found = self
+            .shared
+            .run_blocking(move |shared| shared.find_family(&id, group));
+        if let Some(Err(error)) = found.await {
+            let resource_limits = &self.shared.config.resource_limits;
+            resource_limits.report_shortage("the search for processes of an instance", &error);
+        }
+    }
+
     async fn wait_until_gone(&self, deadline: Instant) -> bool {
         for pause in POLL_BACKOFF.build() {
             if self.count_live_processes().await == Some(0) {
@@ -382,14 +521,14 @@ impl Supervisor {
         false
     }
 
-    /// While the leader is alive, or an unreaped child, its pid identifies its group. For an adopted
-    /// leader that has exited, only the tags in the environment count.
+    /// While the leader is alive, or the first process an unreaped child, the id of its group is its own. For an
+    /// adopted leader that has exited, only the tags in the environment count.
     async fn current_matcher(&self) -> ProcessMatcher {
         let ended = timeout_at(Instant::now(), self.leader.ended())
             .await
             .is_ok();
         let has_own_group = self.leader.is_child() || !ended;
-        let group = has_own_group.then_some(self.leader.pid);
+        let group = has_own_group.then_some(self.leader.group);
         self.shared.matcher(&self.id, group)
     }
 

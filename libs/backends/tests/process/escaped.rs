@@ -65,6 +65,33 @@ async fn an_escaped_child_of_an_instance_that_is_gone_is_ended_at_startup() {
 }
 
 #[tokio::test]
+async fn a_child_that_escaped_without_output_is_found_by_its_descent() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = without_control_groups(data.path()).await;
+    let behaviour = Behaviour::default().with("ESCAPES", "child");
+    let ready = started(&backend, start_spec("a-1", 1, &behaviour)).await;
+    let escaped = escaped_of(data.path()).await;
+    assert!(is_running(escaped));
+    removed(&backend, &ready.id, GRACE).await;
+    assert!(!is_running(escaped));
+}
+
+#[tokio::test]
+async fn a_descendant_is_remembered_when_the_instance_exits_by_itself() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = without_control_groups(data.path()).await;
+    let behaviour = Behaviour::default().with("ESCAPES", "child");
+    let mut changes = backend.watch();
+    let ready = started(&backend, start_spec("a-1", 1, &behaviour)).await;
+    let escaped = escaped_of(data.path()).await;
+    // As once a second.
+    backend.resources().await;
+    call(ready.address.as_ref().unwrap(), "/exit");
+    until(&mut changes, is_exited).await;
+    assert!(!is_running(escaped));
+}
+
+#[tokio::test]
 async fn a_child_that_escaped_without_output_is_found_by_its_control_group() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -81,6 +81,9 @@ pub fn serve() {
     if setting::<u32>("IGNORE_TERM").is_some() {
         ignore_term();
     }
+    if setting::<u32>("FAREWELL").is_some() {
+        say_farewell();
+    }
     if setting::<u32>("GRANDCHILD").is_some() {
         spawn_grandchild();
     }
@@ -97,9 +100,25 @@ pub fn serve() {
     }
     let port = env::args().next_back().unwrap();
     assert_eq!(env::var("PORT").as_ref(), Ok(&port));
-    let host = setting("HOST").unwrap_or_else(|| env::var("PENSTOCK_HOST").unwrap());
-    let listener = TcpListener::bind(format!("{host}:{port}")).unwrap();
+    let listener = match setting::<u32>("WORKER") {
+        Some(_) => inherited_listener(),
+        None => {
+            let host = setting("HOST").unwrap_or_else(|| env::var("PENSTOCK_HOST").unwrap());
+            TcpListener::bind(format!("{host}:{port}")).unwrap()
+        }
+    };
+    if setting::<u32>("LEADER").is_some() && setting::<u32>("WORKER").is_none() {
+        lead(listener);
+    }
+    let further = setting::<String>("FURTHER").unwrap_or_default();
+    let further = further.split(',').filter(|address| !address.is_empty());
+    let _further: Vec<_> = further.map(|a| TcpListener::bind(a).unwrap()).collect();
+    if let Some(folder) = setting::<String>("FOLDER") {
+        let socket = std::os::unix::net::UnixListener::bind(format!("{folder}/socket"));
+        std::mem::forget(socket.unwrap());
+    }
     match setting::<String>("ESCAPES").as_deref() {
+        Some("child") => spawn_in_session(),
         Some("listening") => spawn_escaping(listener.try_clone().ok(), false),
         Some(output) => spawn_escaping(None, output == "kept"),
         None => {}
@@ -121,6 +140,8 @@ pub fn serve() {
                 "/burn" => burn(),
                 "/missing" => 404,
                 "/exit" => exit_soon(),
+                "/orphan" => end_parent(),
+                "/slow" => answer_late(),
                 _ => 200,
             };
             let _ = (&stream).write_all(
@@ -152,6 +173,70 @@ fn ignore_term() {
     let signals = runtime.block_on(async { tokio::signal::unix::signal(kind) });
     // The handler lasts as long as the program.
     std::mem::forget((runtime, signals));
+}
+
+/// On SIGTERM, says so a little later and exits.
+fn say_farewell() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let kind = tokio::signal::unix::SignalKind::terminate();
+    let mut signals = {
+        let _context = runtime.enter();
+        tokio::signal::unix::signal(kind).unwrap()
+    };
+    thread::spawn(move || {
+        runtime.block_on(signals.recv());
+        thread::sleep(Duration::from_millis(300));
+        println!("farewell");
+        std::process::exit(0);
+    });
+}
+
+/// Lets a child serve, which ignores SIGTERM, and waits for it.
+fn lead(listener: TcpListener) -> ! {
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args(env::args().skip(1))
+        .env("TINY_WORKER", "1")
+        .env("TINY_IGNORE_TERM", "1")
+        .stdin(OwnedFd::from(listener))
+        .spawn()
+        .unwrap();
+    child.wait().unwrap();
+    std::process::exit(0)
+}
+
+fn inherited_listener() -> TcpListener {
+    let socket = std::io::stdin().as_fd().try_clone_to_owned();
+    socket.unwrap().into()
+}
+
+fn end_parent() -> u16 {
+    let parent = std::os::unix::process::parent_id().to_string();
+    let status = Command::new("kill").args(["-9", &parent]).status();
+    assert!(status.unwrap().success());
+    200
+}
+
+/// Takes a while to answer, and exits afterwards.
+fn answer_late() -> u16 {
+    println!("answering late");
+    thread::sleep(Duration::from_secs(1));
+    exit_soon()
+}
+
+/// Spawns a child in a session of its own, with an empty environment and without output.
+fn spawn_in_session() {
+    let child = Command::new("setsid")
+        .args(["env", "-i", "sleep", "600"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    println!("grandchild {}", child.id());
+    std::mem::forget(child);
 }
 
 /// Spawns a process in the same group that outlives its parent unless it is killed.

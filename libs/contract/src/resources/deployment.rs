@@ -29,12 +29,15 @@ pub struct DeploymentSpec {
     #[serde(default)]
     pub purchase: Purchase,
     /// The model server that the command starts. It sets what the document leaves out of `routes`, probes, `env`,
-    /// `requestSettings`, `startupTimeout`, `protocol` and `errorMapping`, as that server needs it; the values
+    /// `requestSettings`, `startupTimeout`, `terminationGrace`, `protocol` and `errorMapping`, as that server needs it; the values
     /// are stored with the deployment when the document is applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<Server>,
     /// Program and arguments of an instance; `{port}` is replaced by the port it must listen on, `{host}`
-    /// by the address. Both are replaced in `env` too, and are in the variables `PORT` and `HOST`.
+    /// by the address. Both are in the variables `PORT` and `HOST` too, for a command that is a shell's:
+    /// `$PORT`, `${HOST}`. `{port:NAME}` is replaced by a further free port for each NAME, at most 8, such as
+    /// `{port:grpc}`, which is in `PORT_NAME` (`PORT_GRPC`) too; `{folder}` by a private folder for caches and
+    /// sockets, which is removed when the instance has ended. All of them are replaced in `env` too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     /// The environment of instances. Names that begin with `PENSTOCK_` are reserved.
@@ -73,6 +76,13 @@ pub struct DeploymentSpec {
     /// `readinessProbe` if that is longer. A change holds for instances started after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub startup_timeout: Option<Span>,
+    /// Time from SIGTERM to SIGKILL when an instance is ended, which both go to all of its processes. 1s to
+    /// 1h; 10s by default. A change holds for instances started after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub termination_grace: Option<Span>,
+    /// How instances are replaced; rolling by default.
+    #[serde(default, skip_serializing_if = "crate::is_default")]
+    pub update: Update,
     /// Determines whether an instance gets requests: for the first time after its start, and whether one
     /// that was ready still does.
     #[serde(default = "ProbeSpec::readiness")]
@@ -87,10 +97,18 @@ pub struct DeploymentSpec {
 /// Large models take minutes to load.
 const STARTUP_TIMEOUT_DEFAULT: Span = Span::from_secs(600);
 
+/// Enough for a server's own cleanup: its requests have drained by then.
+pub const TERMINATION_GRACE_DEFAULT: Span = Span::from_secs(10);
+
 impl DeploymentSpec {
     /// How failures are answered.
     pub fn error_mapping(&self) -> ErrorMapping {
         self.error_mapping.unwrap_or_default()
+    }
+
+    /// Time from the termination signal to the kill signal.
+    pub fn termination_grace(&self) -> Span {
+        self.termination_grace.unwrap_or(TERMINATION_GRACE_DEFAULT)
     }
 
     /// How long an instance may take from its start to ready.
@@ -162,6 +180,21 @@ pub enum Protocol {
     Openai,
     /// The Open Inference Protocol: tensors.
     OpenInference,
+}
+
+/// How instances are replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Update {
+    /// A replacement is ready before the instance that it replaces is stopped; up to a quarter more
+    /// instances, and at least one, run meanwhile.
+    #[default]
+    Rolling,
+    /// An instance is drained and stopped before its replacement starts: for servers that cannot run twice,
+    /// such as on fixed ports or one GPU. Up to a quarter of the instances, and at least one, are missing
+    /// meanwhile: with one instance, requests are answered 503 until the replacement is ready, and for as
+    /// long as it cannot start.
+    StopFirst,
 }
 
 /// How a machine is paid for, which determines its price.

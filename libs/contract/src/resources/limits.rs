@@ -31,6 +31,12 @@ pub const KEEP_ALIVE_IDLE_MAX: Span = Span::from_secs(300);
 pub const CONCURRENT_REQUESTS_MAX: u32 = 10_000;
 /// Minimum time that a start is given.
 pub const STARTUP_TIMEOUT_MIN: Span = Span::from_secs(1);
+/// Minimum time from the termination signal to the kill signal.
+pub const TERMINATION_GRACE_MIN: Span = Span::from_secs(1);
+/// Maximum time from the termination signal to the kill signal.
+pub const TERMINATION_GRACE_MAX: Span = Span::from_secs(3600);
+/// Maximum number of further ports of an instance.
+pub const NAMED_PORTS_MAX: usize = 8;
 /// Minimum time from one probe to the next.
 pub const PROBE_PERIOD_MIN: Span = Span::from_millis(100);
 /// Maximum of any span in a probe.

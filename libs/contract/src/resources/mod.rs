@@ -5,6 +5,7 @@ mod deployment;
 mod document;
 mod endpoint;
 pub mod limits;
+pub mod placeholders;
 mod schema;
 
 use std::collections::BTreeMap;

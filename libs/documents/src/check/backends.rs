@@ -5,8 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use contract::problem::Finding;
-use contract::resources::limits::{ARGUMENT_BYTES_MAX, COMMAND_ARGUMENTS_MAX, PROBE_SPAN_MAX};
+use contract::problem::{Finding, escape};
+use contract::resources::limits::{
+    ARGUMENT_BYTES_MAX, COMMAND_ARGUMENTS_MAX, NAMED_PORTS_MAX, PROBE_SPAN_MAX,
+};
+use contract::resources::placeholders::{self, PORT};
 use contract::resources::{BackendKind, DeploymentSpec, EnvValue, SimulatedSpec};
 
 use super::Checker;
@@ -162,6 +165,9 @@ fn join_names<'a>(kinds: impl IntoIterator<Item = &'a BackendKind>) -> String {
     names.join(", ")
 }
 
+/// How much of an invalid name is repeated.
+const PORT_NAME_SHOWN_MAX: usize = 32;
+
 fn process(spec: &DeploymentSpec) -> Vec<Finding> {
     let mut checker = Checker::default();
     if spec.command.is_empty() {
@@ -187,6 +193,7 @@ fn process(spec: &DeploymentSpec) -> Vec<Finding> {
             "an argument must not contain NUL characters; remove them".into()
         });
     }
+    named_ports(spec, &mut checker);
     checker.require(references_port(spec), "/spec/command", || {
         let line = presets::line_with_port(spec);
         let line = line.map_or_else(String::new, |line| format!(", or add `{line}`, which does"));
@@ -221,15 +228,34 @@ fn simulated(spec: &DeploymentSpec) -> Vec<Finding> {
     checker.findings
 }
 
+/// Checks the names of further ports, in the command and in the environment.
+fn named_ports(spec: &DeploymentSpec, checker: &mut Checker) {
+    let arguments = spec.command.iter().enumerate();
+    let arguments = arguments.map(|(index, text)| (format!("/spec/command/{index}"), text));
+    let values = spec.env.iter().filter_map(|(name, value)| match value {
+        EnvValue::Plain(text) => Some((format!("/spec/env/{}", escape(name)), text)),
+        EnvValue::Secret(_) => None,
+    });
+    for (pointer, text) in arguments.chain(values) {
+        for name in placeholders::port_names(text).filter_map(Result::err) {
+            let name: String = name.chars().take(PORT_NAME_SHOWN_MAX).collect();
+            let detail = format!(
+                "`{{port:{name}}}` does not name a port; use up to 16 lowercase letters, digits and dashes, starting with a letter, such as {{port:grpc}}"
+            );
+            checker.report(&pointer, detail);
+        }
+    }
+    let count = placeholders::named_ports(spec).len();
+    checker.require(count <= NAMED_PORTS_MAX, "/spec/command", || {
+        format!("{count} further ports are too many; keep at most {NAMED_PORTS_MAX}")
+    });
+}
+
 /// Whether the command or an environment variable contains the `{port}` placeholder, or the command the
 /// variable that has the port, which a shell replaces.
 fn references_port(spec: &DeploymentSpec) -> bool {
-    let in_env =
-        |value: &EnvValue| matches!(value, EnvValue::Plain(text) if text.contains("{port}"));
-    let in_argument = |argument: &String| {
-        ["{port}", "$PORT", "${PORT}"]
-            .iter()
-            .any(|port| argument.contains(port))
-    };
+    let in_env = |value: &EnvValue| matches!(value, EnvValue::Plain(text) if text.contains(PORT));
+    let in_argument =
+        |argument: &String| argument.contains(PORT) || placeholders::has_port_variable(argument);
     spec.command.iter().any(in_argument) || spec.env.values().any(in_env)
 }

@@ -106,7 +106,8 @@ fn needs_new_instances(old: &DeploymentSpec, new: &DeploymentSpec) -> bool {
 }
 
 /// The spec as far as it requires other instances. Their number, how requests reach them and are answered,
-/// and how long the next ones may take to start can change without replacing them; everything else requires
+/// how they are replaced, and how long the next ones may take to start and to end can change without
+/// replacing them; everything else requires
 /// new ones, probes included, since an instance is watched by the probes that it was started with.
 fn instance_part(spec: &DeploymentSpec) -> DeploymentSpec {
     DeploymentSpec {
@@ -120,6 +121,8 @@ fn instance_part(spec: &DeploymentSpec) -> DeploymentSpec {
         authorization: Default::default(),
         drain_timeout: Default::default(),
         startup_timeout: Default::default(),
+        termination_grace: Default::default(),
+        update: Default::default(),
         ..spec.clone()
     }
 }

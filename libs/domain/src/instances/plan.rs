@@ -11,7 +11,7 @@ use contract::events::{
     RequestReason,
 };
 use contract::ids::{DeploymentRef, InstanceId, Name, Uid};
-use contract::resources::ProvisioningState;
+use contract::resources::{ProvisioningState, Update};
 use contract::time::{Span, Timestamp};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -21,9 +21,6 @@ use super::{Instance, Instances, Phase, StartHistory};
 use crate::endpoint::{Deployment, Endpoint};
 use crate::members::Members;
 
-/// Time from the termination signal to the kill signal. Requests have drained by then, so this only
-/// covers the model server's own cleanup.
-pub const REMOVAL_GRACE: Span = Span::from_secs(10);
 /// Delay after the first failure; doubles with each consecutive one.
 const BACKOFF_FIRST: Span = Span::from_secs(1);
 /// Longest delay after a failure.
@@ -31,7 +28,7 @@ pub const BACKOFF_MAX: Span = Span::from_secs(60);
 /// Consecutive failures from which on only one start is attempted at a time.
 const SINGLE_START_AFTER_FAILURES: u32 = 2;
 /// Share of the granted number, at least one instance, that a rollout may start in addition, and that may
-/// be missing while instances that fail their liveness probe are replaced.
+/// be missing while instances that fail their liveness probe, or have to stop first, are replaced.
 const SURGE_PERCENT: u32 = 25;
 
 /// What the latest decision on a deployment granted.
@@ -103,7 +100,7 @@ pub fn plan(
         if is_deleting(endpoint, deployment) {
             continue;
         }
-        let fleet = Fleet::new(deployment, instances, context);
+        let fleet = Fleet::new(deployment_name, deployment, instances, context);
         let of = DeploymentRef {
             endpoint: name.clone(),
             deployment: deployment_name.clone(),
@@ -183,7 +180,7 @@ fn remove(instance: &Instance, reason: RemovalReason) -> Event {
         id: instance.id.clone(),
         generation: instance.generation + 1,
         node: instance.node.clone(),
-        grace: REMOVAL_GRACE,
+        grace: instance.spec.termination_grace(),
         reason,
     })
 }
@@ -233,10 +230,20 @@ struct Fleet<'a> {
     has_lost: bool,
     /// Whether an instance that failed its liveness probe is still being drained or removed.
     is_replacing_unhealthy: bool,
+    /// How many instances may still run if none may start beside one that is to be replaced, those of an
+    /// earlier incarnation included.
+    running_if_stop_first: Option<u32>,
+    /// Whether instances of other specs were ready, and none of the present one.
+    is_new_spec: bool,
 }
 
 impl<'a> Fleet<'a> {
-    fn new(deployment: &Deployment, instances: &'a Instances, context: &PlanContext<'_>) -> Self {
+    fn new(
+        name: &Name,
+        deployment: &Deployment,
+        instances: &'a Instances,
+        context: &PlanContext<'_>,
+    ) -> Self {
         let (current, old) = instances
             .of(deployment.uid)
             .filter(|instance| instance.is_kept() && !context.is_lost(instance))
@@ -244,10 +251,20 @@ impl<'a> Fleet<'a> {
         let has_lost = instances
             .of(deployment.uid)
             .any(|instance| context.is_lost(instance));
+        let may_run = |instance: &&Box<Instance>| {
+            instance.deployment == *name
+                && instance.phase != Phase::Failed
+                && !context.is_lost(instance)
+        };
+        let running = || instances.instances.values().filter(may_run).count() as u32;
+        let is_stop_first = deployment.spec.update == Update::StopFirst;
         Self {
             current,
             old,
             has_lost,
+            running_if_stop_first: is_stop_first.then(running),
+            is_new_spec: instances.was_any_ready(deployment.uid)
+                && !instances.was_ready(deployment),
             is_replacing_unhealthy: instances.of(deployment.uid).any(|instance| {
                 let draining = instance.draining.as_ref();
                 draining.is_some_and(|draining| draining.reason == RemovalReason::Unhealthy)
@@ -294,9 +311,12 @@ impl<'a> Fleet<'a> {
     }
 
     /// How many instances to start. During a rollout, old and new ones together may exceed the
-    /// granted number only by the surge.
+    /// granted number only by the surge, or not at all if the old ones have to stop first.
     fn starts(&self, wanted: u32) -> u32 {
         let missing = wanted.saturating_sub(self.current.len() as u32);
+        if let Some(running) = self.running_if_stop_first {
+            return missing.min(wanted.saturating_sub(running));
+        }
         if self.old.is_empty() {
             return missing;
         }
@@ -304,7 +324,11 @@ impl<'a> Fleet<'a> {
     }
 
     fn reason(&self, wanted: u32, history: Option<&StartHistory>) -> RequestReason {
-        if !self.old.is_empty() && self.size() >= wanted {
+        let is_rollout = match self.running_if_stop_first {
+            Some(_) => !self.old.is_empty() || self.is_new_spec,
+            None => !self.old.is_empty() && self.size() >= wanted,
+        };
+        if is_rollout {
             RequestReason::Rollout
         } else if self.has_lost || history.is_some() {
             RequestReason::Replacement
@@ -314,10 +338,13 @@ impl<'a> Fleet<'a> {
     }
 
     /// Which instances to drain: those that serve nothing first, ready ones only while the granted
-    /// number of ready ones remains.
+    /// number of ready ones remains, or almost if they have to stop first.
     fn drains(&self, wanted: u32) -> Vec<(&'a Instance, RemovalReason)> {
         let mut drains = Vec::new();
-        let mut ready_spare = self.ready().saturating_sub(wanted);
+        let may_be_missing = self.running_if_stop_first.map_or(0, |_| surge(wanted));
+        let mut ready_spare = self
+            .ready()
+            .saturating_sub(wanted.saturating_sub(may_be_missing));
         for instance in &self.old {
             if !instance.is_ready() {
                 drains.push((*instance, RemovalReason::Rollout));

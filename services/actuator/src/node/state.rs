@@ -484,6 +484,14 @@ impl NodeState {
         Some((key.clone(), (**instance).clone()))
     }
 
+    /// Time from the termination signal to the kill signal of an instance.
+    pub fn termination_grace(&self, id: &InstanceId) -> Span {
+        let instance = self.find_instance(id);
+        instance.map_or(self.grace, |(_, instance)| {
+            instance.spec.termination_grace()
+        })
+    }
+
     /// Returns the deployment that an instance belongs to, and its readiness: in the log, so that it gets
     /// requests, and at its backend.
     pub fn placement_of(&self, id: &InstanceId) -> Option<MeasuredInstance> {
@@ -614,10 +622,11 @@ fn running_events(
                 generation: local.observed.generation,
                 address: address.clone(),
                 pid: local.observed.pid,
-                adopted: local.observed.adopted,
+                // Once: another process that serves on is no other adoption.
+                adopted: is_adoption_unreported,
             }));
         }
-        if is_changed && local.observed.adopted && phase == Phase::Ready {
+        if is_adoption_unreported && phase == Phase::Ready {
             // As in the fold: an adopted instance has to become ready again.
             phase = Phase::Unready;
         }

@@ -13,8 +13,8 @@ use autoscaler::PastSource;
 use axum::Router;
 use backends::process::node_id;
 use bus::Bus;
+use contract::resources::TERMINATION_GRACE_DEFAULT;
 use control::{Control, ControlConfig, ControlDeps, HistorySource, Limits, NoHistory};
-use domain::instances::plan::REMOVAL_GRACE;
 use gateway::Gateway;
 use meter::{HistoryLocation, HistoryStore, Meter};
 use prometheus_client::metrics::counter::Counter;
@@ -440,7 +440,7 @@ pub async fn actuator(startup: &mut Startup<'_>) -> anyhow::Result<()> {
         address: args.admin_url.clone().or(admin),
         // A separate actuator may be replaced while its instances keep serving.
         keep_instances: args.keep_instances || !plan.is_all_in_one(),
-        grace: REMOVAL_GRACE,
+        grace: TERMINATION_GRACE_DEFAULT,
     };
     let (deps, component) = (deps(ctx)?, ctx.health.component("node"));
     let group = startup.group();

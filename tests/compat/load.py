@@ -29,6 +29,7 @@ class Load:
     def __init__(self, penstock, row, key, threads=2, seconds=0.0):
         self.penstock, self.row, self.key, self.seconds = penstock, row, key, seconds
         self.outcomes = []
+        self.in_flight = 0
         self.changed = threading.Condition()
         self.ending = threading.Event()
         self.threads = [threading.Thread(target=self.work, daemon=True) for _ in range(threads)]
@@ -46,10 +47,14 @@ class Load:
     def work(self):
         connection = self.penstock.connection(REQUEST_SECONDS)
         while not self.ending.wait(PAUSE_SECONDS):
+            with self.changed:
+                self.in_flight += 1
+                self.changed.notify_all()
             outcome = self.ask(connection)
             if outcome.problem:
                 connection.close()
             with self.changed:
+                self.in_flight -= 1
                 self.outcomes.append(outcome)
                 self.changed.notify_all()
         connection.close()

@@ -187,8 +187,10 @@ def sockets(folder, names):
 
 
 def is_running(pid):
-    """Whether a process is there and has not ended, waited for or not."""
+    """Whether a process is there and has not ended, waited for or not; it has when the last of its threads has."""
+    process = Path(f"/proc/{pid}")
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+        state = (process / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        return state not in "ZX" or len(list((process / "task").iterdir())) > 1
     except OSError:
         return False

@@ -66,6 +66,10 @@ class Row:
     prepare: str | None = None
     # A program that must be on PATH besides.
     needs: str | None = None
+    # The status of requests in flight on a killed process: 502, unless the server keeps the connection open.
+    lost_as: int = 502
+    # What holds for this server alone, for README.md.
+    note: str | None = None
 
     def model(self):
         return ROWS / (self.folder or self.name)
@@ -77,17 +81,25 @@ class Row:
         return self.model() / "client.py"
 
 
+LITSERVE_LOSES = (
+    "LitServe's front process never answers a request whose worker has died, so it ends at the time-out, as 408. Served with"
+    " `restart_workers=True`; without, the entire server ends half a minute later."
+)
+
 ALL = [
     Row("mlflow", "MLflow", "mlflow", "requests", mlflow_request,
         reading=lambda answer: plain_reading(answer["predictions"]), prepare="make.py"),
-    Row("mlserver", "MLServer (Open Inference Protocol)", "mlserver", "triton", tensor_request, reading=tensor_reading),
+    Row("mlserver", "MLServer", "mlserver", "triton", tensor_request, reading=tensor_reading,
+        note="Served without its parallel worker (`MLSERVER_PARALLEL_WORKERS: \"0\"`): once that worker is killed, MLServer"
+        " 1.7.1 answers every request with 500, and still says that it is ready. It has no binary tensors."),
+    Row("kserve", "KServe", "kserve", "triton", tensor_request, reading=tensor_reading),
     Row("uvicorn", "FastAPI, uvicorn", "uvicorn", "requests", plain_request("/score")),
     Row("uvicorn-workers", "FastAPI, uvicorn with 2 workers", "uvicorn", "requests", plain_request("/score"),
         folder="uvicorn"),
     Row("gunicorn", "WSGI, gunicorn with 2 workers", "gunicorn", "requests", plain_request("/predict")),
-    Row("litserve", "LitServe", "litserve", "requests", plain_request("/predict")),
+    Row("litserve", "LitServe", "litserve", "requests", plain_request("/predict"), lost_as=408, note=LITSERVE_LOSES),
     Row("openai", "OpenAI-compatible (LitServe's OpenAISpec)", "litserve", "openai", chat_request,
-        reading=chat_reading),
+        reading=chat_reading, lost_as=504, note=LITSERVE_LOSES.replace("408", "504")),
     Row("bentoml", "BentoML", "bentoml", "requests", plain_request("/predict")),
     Row("azureml", "Azure ML inference server", "azureml", "requests", plain_request("/score")),
 ]  # fmt: skip

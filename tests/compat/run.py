@@ -147,8 +147,7 @@ def main():
     good = report(results)
 
     if arguments.update_readme:
-        order = [table.cells(row, "", "", [])[0] for row in rows.ALL]
-        table.update(lines, order, date.today().isoformat())
+        table.update(lines, rows.ALL, date.today().isoformat())
     elif any(table.in_readme().get(title) != text for title, text in lines.items()):
         print("The table in README.md differs from this; --update-readme writes it.")
     return 0 if good else 1

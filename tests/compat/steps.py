@@ -84,19 +84,27 @@ def worker_killed(test):
         if not load.wait(answering, WAIT_SECONDS):
             raise Failed(f"only one process answers: {summary(load)}")
         none_failed(load, least=0)
-        # The one whose last answer is the oldest: it is likely to have requests in flight.
-        last = {outcome.pid: outcome.ended for outcome in load.outcomes}
-        victim = min(last, key=last.get)
+        before = {outcome.pid for outcome in load.outcomes}
+        victim = load.outcomes[-1].pid
+        # So that it has some as well.
+        load.wait(lambda _: load.in_flight == len(load.threads), WAIT_SECONDS)
         killed = time.monotonic()
         os.kill(victim, signal.SIGKILL)
         wait_for(f"process {victim} is gone", lambda: not is_running(victim))
         gone = time.monotonic()
-        replaced = load.wait(lambda outcomes: {outcome.pid for outcome in outcomes} - last.keys() - {None}, WAIT_SECONDS)
+        replaced = load.wait(lambda outcomes: {outcome.pid for outcome in outcomes} - before - {None}, WAIT_SECONDS)
         after(load)
-    none_failed(load, but=lambda outcome: outcome.status == 502 and outcome.began <= gone and outcome.ended >= killed)
+    lost_as = test.row.lost_as
+    in_flight = lambda outcome: outcome.began <= gone and outcome.ended >= killed  # noqa: E731
+    if late := [outcome for outcome in load.failures() if not in_flight(outcome)]:
+        times = ", ".join(f"{outcome.began - gone:.3f} to {outcome.ended - gone:.3f} s" for outcome in late[:5])
+        problems = "; ".join(sorted({outcome.problem for outcome in late})[:3])
+        raise Failed(f"{len(late)} of {len(load.outcomes)} requests failed that were not in flight: {problems}"
+                     f" ({times} after it was gone)")  # fmt: skip
+    none_failed(load, but=lambda outcome: outcome.status == lost_as)
     if not replaced:
         raise Failed(f"no process took its place within {WAIT_SECONDS} s")
-    return f"{len(load.failures())} of {len(load.outcomes)} requests failed, in flight on it"
+    return f"{len(load.failures())} of {len(load.outcomes)} requests failed, in flight then, as {lost_as}"
 
 
 def replaced(test):

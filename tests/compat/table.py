@@ -17,8 +17,15 @@ def line(cells):
 def cells(row, versions, client, outcomes):
     """The cells of a row; `outcomes` has True, False or None (not reached) for each step."""
     words = {True: "yes", False: "**no**", None: "–"}
-    title = f"[{row.title}](tests/compat/rows/{row.name}/document.yaml)"
-    return [title, versions, client, *(words[outcome] for outcome in outcomes)]
+    found = [words[outcome] for outcome in outcomes]
+    if row.lost_as != 502:
+        index = [name for name, _ in STEPS].index("worker killed")
+        found[index] += f", as {row.lost_as}"
+    return [title(row), versions, client, *found]
+
+
+def title(row):
+    return f"[{row.title}](tests/compat/rows/{row.name}/document.yaml)"
 
 
 def in_readme():
@@ -30,16 +37,19 @@ def in_readme():
     return {text.split(" | ")[0].removeprefix("| "): text for text in lines}
 
 
-def update(lines, order, date):
-    """Writes these lines, by title, in the order of titles; rows that were not run keep theirs."""
-    kept = {title: text for title, text in in_readme().items() if title in order}
+def update(lines, rows, date):
+    """Writes these lines, by title, in the order of the rows; those that were not run keep theirs."""
+    order = [title(row) for row in rows]
+    kept = {name: text for name, text in in_readme().items() if name in order}
     kept |= lines
     body = [
         f"Run on {date} by `make test-servers`:",
         "",
         line(HEAD),
         line(["---"] * len(HEAD)),
-        *(kept[title] for title in order if title in kept),
+        *(kept[name] for name in order if name in kept),
+        "",
+        *(f"- {row.title}: {row.note}" for row in rows if row.note and title(row) in kept),
     ]
     text = README.read_text()
     begin, end = text.index(BEGIN) + len(BEGIN) + 1, text.index(END)

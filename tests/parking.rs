@@ -24,7 +24,7 @@ use control::{Control, ControlConfig, ControlDeps, NoHistory, NoLogs};
 use domain::zones::ZoneData;
 use meter::{Config, HistoryLocation, Meter};
 use runtime::clock::ManualClock;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::ids::{Ids, SeededIds};
 use runtime::metrics::Metrics;
 use runtime::parking::PARKED;
@@ -55,7 +55,7 @@ struct Harness {
 
 /// A running consumer.
 struct RunningConsumer {
-    health: Health,
+    health: HealthRegistry,
     metrics: Metrics,
     task: JoinHandle<()>,
 }
@@ -104,7 +104,7 @@ impl Harness {
     }
 
     async fn run(&self, consumer: &str) -> RunningConsumer {
-        let (health, metrics) = (Health::default(), Metrics::default());
+        let (health, metrics) = (HealthRegistry::default(), Metrics::default());
         let task = self.spawn(consumer, &health, &metrics).await;
         RunningConsumer {
             health,
@@ -113,7 +113,12 @@ impl Harness {
         }
     }
 
-    async fn spawn(&self, consumer: &str, health: &Health, metrics: &Metrics) -> JoinHandle<()> {
+    async fn spawn(
+        &self,
+        consumer: &str,
+        health: &HealthRegistry,
+        metrics: &Metrics,
+    ) -> JoinHandle<()> {
         let (health, metrics, stop) = (health.clone(), metrics.clone(), self.stop.clone());
         let deps = Deps {
             store: self.store.clone(),
@@ -150,7 +155,7 @@ impl Harness {
         }
     }
 
-    async fn control(&self, health: Health, metrics: Metrics) -> Control {
+    async fn control(&self, health: HealthRegistry, metrics: Metrics) -> Control {
         let config = ControlConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
             data: self.folder.path().to_owned(),
@@ -177,7 +182,7 @@ impl Harness {
         Control::bind(config, deps).await.unwrap()
     }
 
-    fn node(&self, health: &Health) -> NodeDeps {
+    fn node(&self, health: &HealthRegistry) -> NodeDeps {
         let backend: Arc<dyn Backend> = SimulatedBackend::new("n", START);
         NodeDeps {
             store: self.store.clone(),
@@ -189,7 +194,7 @@ impl Harness {
         }
     }
 
-    async fn meter(&self, health: Health, metrics: Metrics) -> Meter {
+    async fn meter(&self, health: HealthRegistry, metrics: Metrics) -> Meter {
         let place = HistoryLocation::for_store(&url(&self.folder), self.folder.path());
         let deps = meter::Deps {
             store: self.store.clone(),

@@ -377,6 +377,48 @@ fn modules_of_a_crate_import_each_other_one_way() {
     );
 }
 
+/// Names of types that several crates use for the same thing: what each defines to fill a shared pattern.
+const PATTERN_TYPES: [&str; 3] = ["BoxedError", "Config", "Deps"];
+
+/// The name of the type that a line declares for other modules.
+fn shared_type(line: &str) -> Option<&str> {
+    let mut words = line.split([' ', '<', '(', ';', '{', ':', '=']);
+    let public = words.next()? == "pub";
+    let keywords = ["struct", "enum", "trait", "type", "union"];
+    let mut words = words.skip_while(|word| word.ends_with(')'));
+    let declares = public && keywords.contains(&words.next()?);
+    words.next().filter(|_| declares)
+}
+
+#[test]
+fn a_type_name_means_one_thing() {
+    let mut crates = BTreeMap::<String, BTreeSet<&str>>::new();
+    for package in &metadata().packages {
+        let folder = package.manifest_path.parent().unwrap().as_std_path();
+        let folder = folder.strip_prefix(root()).unwrap();
+        // Examples are independent of Penstock; the crate of these tests has no sources.
+        if folder.starts_with("deploy") || !root().join(folder).join("src").is_dir() {
+            continue;
+        }
+        for path in sources(folder.join("src").to_str().unwrap()) {
+            let source = text(&path).unwrap();
+            for (_, line) in shipped_lines(&path, &source) {
+                if let Some(name) = shared_type(line) {
+                    crates
+                        .entry(name.to_owned())
+                        .or_default()
+                        .insert(&package.name);
+                }
+            }
+        }
+    }
+    let offenders = crates
+        .into_iter()
+        .filter(|(name, crates)| crates.len() > 1 && !PATTERN_TYPES.contains(&name.as_str()))
+        .map(|(name, crates)| format!("{name}: {crates:?}"));
+    assert_none(offenders.collect(), "give each its own name");
+}
+
 #[test]
 fn every_library_has_its_public_items_documented() {
     const LINTS: &str = "#![warn(missing_docs, clippy::missing_errors_doc)]";

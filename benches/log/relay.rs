@@ -15,7 +15,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::metrics::Metrics;
 use runtime::relay::{RELAY, RelayDeps, run_durable};
 use servers::Kafka;
@@ -86,7 +86,7 @@ async fn drain_once(store: &Store, bus: &Arc<KafkaBus>) -> Duration {
         store: store.clone(),
         bus: bus.clone(),
         holder: "bench".to_owned(),
-        component: Health::default().component("relay"),
+        component: HealthRegistry::default().component("relay"),
         metrics: Metrics::default(),
     };
     let stop = CancellationToken::new();

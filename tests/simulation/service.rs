@@ -11,7 +11,7 @@ use contract::ids::{Bucket, EndpointKey};
 use contract::log::StreamKind;
 use contract::time::{Span, Timestamp};
 use runtime::consumer::{AppliedRecord, ApplyOutcome, Core, Fold, Initial, Step};
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::ids::SeededIds;
 use runtime::parking::Parking;
 use runtime::reconcile::{CommitResult, Evaluator, Reconciler, Write};
@@ -39,7 +39,7 @@ pub struct Reader<F: Fold> {
 
 impl<F: Fold> Reader<F> {
     pub fn new(consumer: &'static str, fold: F) -> Self {
-        let component = Health::default().component(consumer);
+        let component = HealthRegistry::default().component(consumer);
         Self {
             core: Core::new(Arc::new(fold), Parking::detached(consumer, component)),
             read: BTreeMap::from([(Bucket::GLOBAL, 0)]),

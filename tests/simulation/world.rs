@@ -344,7 +344,7 @@ impl World {
     /// A gateway receives routes one turn late, and reports in frames.
     fn gateway_turn(&mut self, id: &'static str) {
         self.read_truth();
-        let ready = |instance: &&Instance| instance.is_ready();
+        let ready = |instance: &&Box<Instance>| instance.is_ready();
         let routed = self
             .truth
             .values()

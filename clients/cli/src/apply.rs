@@ -16,7 +16,7 @@ use contract::resources::{AutoscaleMode, Resource};
 use contract::time::Span;
 use serde_json::{Value, json};
 
-use super::documents::{self, Document};
+use super::documents::{self, SourceDocument};
 use super::engine;
 use super::error::CliError;
 use super::kinds::ready_ratio;
@@ -64,7 +64,7 @@ pub async fn apply(client: &Client, args: &ApplyArgs) -> Result<(), CliError> {
         &args.set,
         &Backends::deferred_to_server(),
     )?);
-    let mut sender = Sender::new(client, args.dry_run);
+    let mut sender = Applier::new(client, args.dry_run);
     let mut reporter = ApplyReporter {
         dry_run: args.dry_run,
         done: Vec::new(),
@@ -91,7 +91,7 @@ pub async fn apply(client: &Client, args: &ApplyArgs) -> Result<(), CliError> {
 }
 
 /// Sorts documents into endpoints, deployments, autoscales; each kind stays in the order given.
-pub fn sort_for_apply(mut documents: Vec<Document>) -> Vec<Document> {
+pub fn sort_for_apply(mut documents: Vec<SourceDocument>) -> Vec<SourceDocument> {
     documents.sort_by_key(|document| document.resource.rank());
     documents
 }
@@ -150,7 +150,7 @@ impl PutResult {
 }
 
 /// Sends documents one by one, in order.
-pub struct Sender<'a> {
+pub struct Applier<'a> {
     client: &'a Client,
     dry_run: bool,
     /// Splits to be set after the deployments.
@@ -159,7 +159,7 @@ pub struct Sender<'a> {
     planned: BTreeSet<String>,
 }
 
-impl<'a> Sender<'a> {
+impl<'a> Applier<'a> {
     pub fn new(client: &'a Client, dry_run: bool) -> Self {
         Self {
             client,
@@ -173,7 +173,7 @@ impl<'a> Sender<'a> {
         [("dryRun", self.dry_run.then(|| "true".to_owned()))]
     }
 
-    pub async fn put(&mut self, document: &Document) -> Result<PutResult, CliError> {
+    pub async fn put(&mut self, document: &SourceDocument) -> Result<PutResult, CliError> {
         if self.parent_is_only_planned(document) {
             self.planned.insert(document.title());
             return Ok(PutResult {
@@ -195,7 +195,7 @@ impl<'a> Sender<'a> {
     }
 
     /// Whether the parent would be created by this dry run, so that the server cannot check the document.
-    fn parent_is_only_planned(&self, document: &Document) -> bool {
+    fn parent_is_only_planned(&self, document: &SourceDocument) -> bool {
         let parent = match (&document.resource, document.resource.deployment()) {
             (Resource::Autoscale(_), Some(of)) => format!("deployment {of}"),
             (Resource::Deployment(deployment), _) => {
@@ -209,7 +209,7 @@ impl<'a> Sender<'a> {
     /// Moves the split out of the body if it names a deployment that does not exist yet.
     async fn postpone_split(
         &mut self,
-        document: &Document,
+        document: &SourceDocument,
         body: &mut Value,
     ) -> Result<(), CliError> {
         let named = names_in_split(body);
@@ -352,7 +352,7 @@ struct Target {
 
 impl Target {
     /// An endpoint, or the deployment that a document is about.
-    fn of(document: &Document) -> Self {
+    fn of(document: &SourceDocument) -> Self {
         let Some(of) = document.resource.deployment() else {
             return Self {
                 title: document.title(),
@@ -371,7 +371,7 @@ impl Target {
 }
 
 /// The endpoints and deployments of the set, and the deployments whose counts its Autoscales decide.
-fn targets(documents: &[Document]) -> Vec<Target> {
+fn targets(documents: &[SourceDocument]) -> Vec<Target> {
     let mut targets: Vec<Target> = Vec::new();
     for document in documents {
         let decides_nothing = matches!(&document.resource,
@@ -385,7 +385,11 @@ fn targets(documents: &[Document]) -> Vec<Target> {
 }
 
 /// Polls the targets of the set until each has succeeded or failed.
-async fn wait(client: &Client, documents: &[Document], timeout: Span) -> Result<(), CliError> {
+async fn wait(
+    client: &Client,
+    documents: &[SourceDocument],
+    timeout: Span,
+) -> Result<(), CliError> {
     let deadline = tokio::time::Instant::now() + timeout.to_std();
     let mut progress = Progress::new();
     let mut failed = false;

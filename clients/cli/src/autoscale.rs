@@ -7,7 +7,7 @@ use contract::ids::DeploymentRef;
 use contract::resources::AutoscaleSpec;
 use contract::resources::Resource;
 use contract::time::{Span, Timestamp};
-use domain::autoscale::{Preview, Transition};
+use domain::autoscale::{SchedulePreview, Transition};
 use serde_json::{Value, json};
 
 use super::documents;
@@ -115,7 +115,7 @@ pub async fn preview_live(
         }
         return print(&answer.text);
     }
-    let preview: Preview = serde_json::from_value(body).map_err(|error| {
+    let preview: SchedulePreview = serde_json::from_value(body).map_err(|error| {
         CliError::Failed(format!(
             "the server's preview cannot be read by this client ({error}); use -o json"
         ))
@@ -135,7 +135,7 @@ fn evaluated(
     spec: &AutoscaleSpec,
     args: &PreviewArgs,
     screen: Screen,
-) -> Result<Preview, CliError> {
+) -> Result<SchedulePreview, CliError> {
     let (from, to) = range(args, screen.now)?;
     engine::preview(spec, from, to).map_err(|findings| {
         let lines: Vec<String> = findings
@@ -152,7 +152,7 @@ fn evaluated(
 /// Maximum number of rows; a schedule that changes every minute has ten thousand transitions a week.
 const TABLE_ROWS_MAX: usize = 100;
 
-fn show(preview: &Preview, format: Format, screen: Screen) -> Result<(), CliError> {
+fn show(preview: &SchedulePreview, format: Format, screen: Screen) -> Result<(), CliError> {
     let transitions = &preview.items;
     if let Some(cut_at) = preview.cut_at {
         notice_cut(&cut_at.to_string());

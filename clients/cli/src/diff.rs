@@ -3,7 +3,7 @@
 use ::documents::Backends;
 use std::path::PathBuf;
 
-use super::apply::{PutResult, Sender, sort_for_apply};
+use super::apply::{Applier, PutResult, sort_for_apply};
 use super::documents;
 use super::error::CliError;
 use super::output::{print, text};
@@ -33,7 +33,7 @@ pub async fn diff(client: &Client, args: &DiffArgs) -> Result<(), CliError> {
         &args.set,
         &Backends::deferred_to_server(),
     )?);
-    let mut sender = Sender::new(client, true);
+    let mut sender = Applier::new(client, true);
     let mut differs = false;
     for document in &documents {
         let put = sender.put(document).await?;

@@ -38,7 +38,7 @@ const FAULTS_SHOWN_MAX: usize = 100;
 
 /// A resource, with the document's own tree, which is what is sent.
 #[derive(Clone, Debug)]
-pub struct Document {
+pub struct SourceDocument {
     pub resource: Resource,
     /// The document as written.
     pub written: Value,
@@ -46,7 +46,7 @@ pub struct Document {
     pub warnings: Vec<String>,
 }
 
-impl Document {
+impl SourceDocument {
     /// `endpoint iris`, `deployment iris/blue`, `autoscale iris/blue`.
     pub fn title(&self) -> String {
         let kind = self.resource.kind().to_lowercase();
@@ -89,7 +89,7 @@ pub fn load(
     files: &[PathBuf],
     set: &[(String, String)],
     backends: &Backends,
-) -> Result<Vec<Document>, CliError> {
+) -> Result<Vec<SourceDocument>, CliError> {
     let values: BTreeMap<String, String> = set.iter().cloned().collect();
     let mut loaded = LoadedDocuments::default();
     for source in sources(files)? {
@@ -133,7 +133,7 @@ struct Source {
 
 #[derive(Default)]
 struct LoadedDocuments {
-    documents: Vec<Document>,
+    documents: Vec<SourceDocument>,
     /// `file:line:column: field: what to do`.
     faults: Vec<String>,
     /// Where each resource appears first.
@@ -158,7 +158,7 @@ impl LoadedDocuments {
             let warnings = one.document.locate_all(engine::warnings(&one.resource));
             let warnings = warnings.iter().map(|one| format!("{}:{one}", source.name));
             let warnings = warnings.collect();
-            self.documents.push(Document {
+            self.documents.push(SourceDocument {
                 resource: one.resource,
                 written: one.document.tree.value,
                 warnings,

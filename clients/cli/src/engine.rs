@@ -6,7 +6,7 @@ use contract::problem::Finding;
 use contract::resources::{AutoscaleSpec, Resource};
 use contract::time::Timestamp;
 use contract::views::DecisionView;
-use domain::autoscale::{Policy, Preview, explain};
+use domain::autoscale::{Policy, SchedulePreview, explain};
 use domain::zones::ZoneData;
 
 /// Faults that only the engines detect: in conditions, schedules, metrics. Pointers start at the root.
@@ -21,7 +21,9 @@ pub fn findings(resource: &Resource) -> Vec<Finding> {
 
 /// What is valid in a document and probably not intended.
 pub fn warnings(resource: &Resource) -> Vec<Finding> {
-    domain::documents::warnings(resource, &ZoneData::bundled())
+    let mut warnings = domain::documents::warnings(resource, &ZoneData::bundled());
+    warnings.extend(documents::warnings(resource));
+    warnings
 }
 
 /// The active profile at `from`, then the changes up to `to`.
@@ -29,7 +31,7 @@ pub fn preview(
     spec: &AutoscaleSpec,
     from: Timestamp,
     to: Timestamp,
-) -> Result<Preview, Vec<Finding>> {
+) -> Result<SchedulePreview, Vec<Finding>> {
     let policy = Policy::compile(spec, &ZoneData::bundled())?;
     Ok(policy.preview(from, to))
 }

@@ -131,14 +131,14 @@ pub struct KeysArgs {
     endpoint: Name,
     /// Replace this key; the old one stops working
     #[arg(long, value_enum, value_name = "KEY")]
-    regenerate: Option<Slot>,
+    regenerate: Option<KeySlot>,
     /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Slot {
+enum KeySlot {
     Primary,
     Secondary,
 }
@@ -421,8 +421,8 @@ pub async fn keys(client: &Client, args: &KeysArgs, screen: Screen) -> Result<()
         }
         Some(slot) => {
             let slot = match slot {
-                Slot::Primary => "primary",
-                Slot::Secondary => "secondary",
+                KeySlot::Primary => "primary",
+                KeySlot::Secondary => "secondary",
             };
             let path = ["v1", "endpoints", endpoint, "keys", slot, "regenerate"];
             client.post(&path, &json!({})).await?

@@ -13,7 +13,7 @@ use super::operate::{primary_key, scoring_url};
 use super::output::{items, print, text};
 use crate::client::Client;
 use crate::client::config::{self, ConnectArgs};
-use load::{self, InstanceSampler, LoadArgs, LoadReport, LoadTarget, Output};
+use load::{self, InstanceSampler, LoadArgs, LoadFormat, LoadReport, LoadTarget};
 
 /// Size of the chart if the terminal's width is unknown.
 const CHART_WIDTH: usize = 100;
@@ -89,13 +89,13 @@ fn sampler(client: Arc<Client>, endpoint: String) -> InstanceSampler {
 
 fn show(args: &LoadArgs, report: &LoadReport) -> Result<(), CliError> {
     match args.output {
-        Output::Json => {
+        LoadFormat::Json => {
             let json = serde_json::to_string(report).map_err(|error| {
                 CliError::Failed(format!("the report cannot be written: {error}")).caused_by(error)
             })?;
             print(&json)
         }
-        Output::Text => {
+        LoadFormat::Text => {
             if args.chart {
                 let drawn = chart::load_and_instances(
                     &report.load_points(),

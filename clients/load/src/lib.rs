@@ -114,14 +114,14 @@ pub struct LoadArgs {
     pub chart: bool,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
-    pub output: Output,
+    pub output: LoadFormat,
     /// Also write the report as JSON to this file
     #[arg(long, value_name = "FILE")]
     pub report_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Output {
+pub enum LoadFormat {
     /// For people
     #[default]
     Text,

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::kafka::{Extent, Gap, KafkaBus, KafkaConfig, read_log};
+use bus::kafka::{Extent, KafkaBus, KafkaConfig, MissingPosition, read_log};
 use bus::{Bus, BusError, RouteMessage, Subscription};
 use contract::chain::ChainHash;
 use contract::frame::Frame;
@@ -545,7 +545,7 @@ async fn the_full_log_is_read_back_and_gaps_are_named() {
         (extent.contiguous, extent.last),
         (Position(1499), Position(2000))
     );
-    let gap = Gap {
+    let gap = MissingPosition {
         missing: lost.position,
         bucket: lost.bucket,
         needed_by: needs_it.position,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
 use crate::resources::{
-    AuthMode, Authorization, ErrorMapping, ModelClientErrors, RequestSettings, Routes,
+    AuthMode, Authorization, ErrorMapping, ModelClientErrors, Protocol, RequestSettings, Routes,
 };
 
 /// A message on the routes topic.
@@ -48,7 +48,7 @@ pub struct Route {
     /// Maximum size of a request body, in bytes.
     pub request_bytes_max: u64,
     /// Every deployment, including those without traffic: clients may request them by name.
-    pub deployments: BTreeMap<Name, DeploymentRoute>,
+    pub deployments: BTreeMap<Name, Box<DeploymentRoute>>,
 }
 
 /// All that a gateway needs to know about a deployment.
@@ -67,6 +67,9 @@ pub struct DeploymentRoute {
     /// How failures are answered.
     #[serde(default, skip_serializing_if = "crate::is_default")]
     pub error_mapping: ErrorMapping,
+    /// What requests and answers mean.
+    #[serde(default, skip_serializing_if = "crate::is_default")]
+    pub protocol: Protocol,
     /// What instances get of a client's `authorization` header.
     #[serde(default, skip_serializing_if = "crate::is_default")]
     pub authorization: Authorization,

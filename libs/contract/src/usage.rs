@@ -91,7 +91,7 @@ pub struct UsageSlice {
     /// Requests by role.
     pub by_role: BTreeMap<Role, UsageCounts>,
     /// Requests and resources of each instance.
-    pub by_instance: BTreeMap<InstanceId, InstanceUsage>,
+    pub by_instance: BTreeMap<InstanceId, Box<InstanceUsage>>,
 }
 
 /// Requests of one role.
@@ -175,7 +175,7 @@ impl UsageSlice {
             }
         }
         self.by_instance
-            .retain(|_, u| *u != InstanceUsage::default());
+            .retain(|_, u| **u != InstanceUsage::default());
     }
 
     /// Whether the slice has no entries.

@@ -30,7 +30,7 @@ fn a_document_names_paths_and_methods() {
         counted_methods: [HttpMethod::Get].into(),
     };
     assert_eq!(read.routes, Some(expected));
-    assert_eq!(read.error_mapping, ErrorMapping::Pass);
+    assert_eq!(read.error_mapping(), ErrorMapping::Pass);
     let written = serde_json::to_value(&read).unwrap();
     assert_eq!(written["routes"], document["routes"]);
 }

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::check;
 use crate::check::backends::{self, Backends};
 use crate::message::nearest;
+use crate::presets::{self, SERVER_POINTER};
 use crate::repair::{FINDINGS_MAX, Repaired, read_repairing};
 use crate::syntax::{self, Location, SyntaxError, Tree};
 
@@ -138,7 +139,7 @@ impl Document {
         self.checked(&Backends::known(), |_| Vec::new())
     }
 
-    /// Returns the resource, validated against `backends` and by `extra`, or everything that is wrong
+    /// Returns the resource, with what its `server` sets, validated against `backends` and by `extra`, or everything that is wrong
     /// with it. A fault in one field does not hide faults in others.
     ///
     /// # Errors
@@ -149,7 +150,8 @@ impl Document {
         backends: &Backends,
         extra: impl Fn(&Resource) -> Vec<Finding>,
     ) -> Result<Resource, Vec<Finding>> {
-        let Value::Object(fields) = &self.tree.value else {
+        let resolved = presets::resolve(&self.tree.value);
+        let Value::Object(fields) = resolved.value.as_ref() else {
             let detail =
                 "a resource is a mapping with apiVersion, kind, metadata and spec; write one";
             return Err(vec![Finding::new("", detail)]);
@@ -167,12 +169,17 @@ impl Document {
             ..
         } = parts;
         if let Some(resource) = &resource {
-            let backends = (!repaired.covers(backends::BACKEND_POINTER)).then_some(backends);
+            // An unknown server may give instances their port.
+            let is_unclear = [backends::BACKEND_POINTER, SERVER_POINTER]
+                .iter()
+                .any(|pointer| repaired.covers(pointer));
+            let backends = (!is_unclear).then_some(backends);
             let found = check::resource(resource, backends);
             let found = found.into_iter().chain(extra(resource));
-            findings
-                .extend(found.filter(|finding| repaired.is_reliable(finding, &self.tree.value)));
+            findings.extend(found.filter(|finding| repaired.is_reliable(finding, &resolved.value)));
         }
+        let findings = findings.into_iter().map(|one| resolved.attribute(one));
+        let mut findings: Vec<Finding> = findings.collect();
         findings.truncate(FINDINGS_MAX);
         match resource {
             Some(resource) if findings.is_empty() => Ok(resource),

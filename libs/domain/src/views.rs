@@ -419,7 +419,8 @@ impl EndpointModel {
     }
 
     fn deployment(&self, name: &Name) -> Option<&Deployment> {
-        self.endpoint.as_ref()?.deployments.get(name)
+        let deployment = self.endpoint.as_ref()?.deployments.get(name);
+        deployment.map(Box::as_ref)
     }
 
     /// Whether this record changed something in the row of a deployment.

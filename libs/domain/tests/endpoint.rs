@@ -14,7 +14,7 @@ use contract::log::{Actor, Record, RowChange, StreamKind, StreamName};
 use contract::resources::{
     Authorization, BackendKind, DeploymentMetadata, DeploymentResource, DeploymentSpec,
     EndpointMetadata, EndpointResource, EndpointSpec, EnvValue, ErrorMapping, Percentages,
-    ProvisioningState, Resource, Routes,
+    Protocol, ProvisioningState, Resource, Routes, Server,
 };
 use contract::time::{Span, Timestamp};
 use domain::documents::{ApplyStep, plan};
@@ -477,14 +477,20 @@ fn a_deployment_is_gone_when_its_last_instance_is_and_an_endpoint_after_its_last
 fn only_changes_that_need_new_instances_raise_the_instance_revision() {
     type Change = fn(&mut DeploymentSpec);
     const TIME: Span = Span::from_secs(9);
-    let table: [(&str, Change, u64); 13] = [
+    let table: [(&str, Change, u64); 15] = [
         ("instances", |s| s.instances = 5, 1),
         ("timeout", |s| s.request_settings.timeout = TIME, 1),
         ("header", |s| s.authorization = Authorization::Pass, 1),
         ("drain timeout", |s| s.drain_timeout = Some(TIME), 1),
         ("startup timeout", |s| s.startup_timeout = Some(TIME), 1),
         ("routes", |s| s.routes = Some(Routes::default()), 1),
-        ("error mapping", |s| s.error_mapping = ErrorMapping::Pass, 1),
+        (
+            "error mapping",
+            |s| s.error_mapping = Some(ErrorMapping::Pass),
+            1,
+        ),
+        ("protocol", |s| s.protocol = Some(Protocol::Openai), 1),
+        ("server", |s| s.server = Some(Server::Openai), 1),
         ("command", |s| s.command = vec!["x".into()], 2),
         (
             "environment",

@@ -53,7 +53,7 @@ fn draining_instance() -> Instance {
     let mut instances = Instances::default();
     instances.apply(&record(1, Event::InstanceRequested(Box::new(requested))));
     instances.apply(&record(DRAIN_POSITION, Event::InstanceDraining(draining)));
-    instances.instances[&id].clone()
+    (*instances.instances[&id]).clone()
 }
 
 fn record(position: u64, event: Event) -> Record {

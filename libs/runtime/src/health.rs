@@ -10,12 +10,12 @@ use tokio::sync::watch;
 
 /// Shared by all components of a process; `/readyz` prints what is missing.
 #[derive(Clone, Debug)]
-pub struct Health {
+pub struct HealthRegistry {
     statuses: Arc<Mutex<BTreeMap<String, ComponentStatus>>>,
     all_ready: Arc<watch::Sender<bool>>,
 }
 
-impl Default for Health {
+impl Default for HealthRegistry {
     fn default() -> Self {
         Self {
             statuses: Arc::default(),
@@ -42,10 +42,10 @@ impl ComponentStatus {
 #[derive(Clone, Debug)]
 pub struct Component {
     name: String,
-    health: Health,
+    health: HealthRegistry,
 }
 
-impl Health {
+impl HealthRegistry {
     /// Registers a component, which is starting. The same name returns the same component.
     pub fn component(&self, name: &str) -> Component {
         let component = Component {
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_process_is_ready_once_every_component_is() {
-        let health = Health::default();
+        let health = HealthRegistry::default();
         let (gateway, control) = (health.component("gateway"), health.component("control"));
         gateway.waiting("no routes yet");
         control.ready();
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_ready_component_does_not_start_to_wait_again() {
-        let health = Health::default();
+        let health = HealthRegistry::default();
         let meter = health.component("meter");
         meter.set_waiting_reason("reads the log");
         assert_eq!(health.missing(), ["meter: reads the log"]);
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn problems_and_warnings_are_independent() {
-        let health = Health::default();
+        let health = HealthRegistry::default();
         let meter = health.component("meter");
         meter.ready();
         meter.set_problem(Some("the store cannot be reached: gone".into()));

@@ -20,7 +20,7 @@ use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use runtime::clock::{Clock, SystemClock};
 use runtime::consumer::Fold;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::ids::{Ids, SystemIds};
 use runtime::parking::{PARKED, Parking, UnprocessedEvent, global_row_key};
 use runtime::reconcile::{Deps, Outputs, Reconciler, run};
@@ -143,7 +143,7 @@ impl Reconciler for Echo {
 
 struct Replica {
     bus: Arc<ScriptedBus>,
-    health: Health,
+    health: HealthRegistry,
     evaluated: mpsc::UnboundedReceiver<EndpointKey>,
     observed: mpsc::UnboundedReceiver<(Bucket, Timestamp)>,
     forgotten: mpsc::UnboundedReceiver<Bucket>,
@@ -154,7 +154,7 @@ struct Replica {
 fn replica(store: &Store) -> Replica {
     let (bus, health, stop) = (
         ScriptedBus::new(),
-        Health::default(),
+        HealthRegistry::default(),
         CancellationToken::new(),
     );
     let (evaluated, evaluated_rx) = mpsc::unbounded_channel();
@@ -468,7 +468,13 @@ async fn only_the_owner_of_bucket_0_removes_rows_of_events_of_no_endpoint() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let now = Timestamp::from_secs(1);
-    let parking = || Parking::open("echo", store.clone(), Health::default().component("echo"));
+    let parking = || {
+        Parking::open(
+            "echo",
+            store.clone(),
+            HealthRegistry::default().component("echo"),
+        )
+    };
     let (mut older, mut newer) = (parking(), parking());
     older.report(unprocessed(7), now);
     wait_for_parked(&store, 1).await;
@@ -682,7 +688,7 @@ async fn ledger_that_wants(
         clock: Arc::new(SystemClock),
         ids: Arc::new(SystemIds::default()),
     };
-    let component = Health::default().component("ledger");
+    let component = HealthRegistry::default().component("ledger");
     let ledger = run(Ledger { wanted }, deps, component, stop.clone());
     tokio::spawn(ledger);
     tokio::task::yield_now().await;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use contract::events::{Empty, Event};
 use contract::ids::{Bucket, Position};
 use contract::log::StreamKind;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::metrics::Metrics;
 use runtime::relay::{RELAY, RelayDeps, run_durable};
 use store::Store;
@@ -21,7 +21,7 @@ fn start(
     store: &Store,
     bus: &Arc<ScriptedBus>,
     holder: &str,
-    health: &Health,
+    health: &HealthRegistry,
 ) -> (JoinHandle<()>, CancellationToken) {
     let stop = CancellationToken::new();
     let deps = RelayDeps {
@@ -47,7 +47,7 @@ async fn everything_is_published_in_order_and_the_cursor_moves() {
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
     write(&store, 30).await;
-    let (relay, stop) = start(&store, &bus, "a", &Health::default());
+    let (relay, stop) = start(&store, &bus, "a", &HealthRegistry::default());
     bus.wait_for_published(30).await;
     write(&store, 30).await;
     let published = bus.wait_for_published(60).await;
@@ -62,7 +62,7 @@ async fn everything_is_published_in_order_and_the_cursor_moves() {
 async fn refused_records_are_retried_and_readiness_reports_it() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
-    let (bus, health) = (ScriptedBus::new(), Health::default());
+    let (bus, health) = (ScriptedBus::new(), HealthRegistry::default());
     bus.set_mode(PublishMode::Refuse);
     write(&store, 5).await;
     let (relay, stop) = start(&store, &bus, "a", &health);
@@ -84,12 +84,12 @@ async fn a_crash_before_the_cursor_moves_leaves_nothing_out() {
     let bus = ScriptedBus::new();
     bus.set_mode(PublishMode::Hang);
     write(&store, 5).await;
-    let (relay, _) = start(&store, &bus, "a", &Health::default());
+    let (relay, _) = start(&store, &bus, "a", &HealthRegistry::default());
     bus.wait_for_published(5).await;
     relay.abort();
     assert!(relay.await.unwrap_err().is_cancelled());
     bus.set_mode(PublishMode::Accept);
-    let (relay, stop) = start(&store, &bus, "a", &Health::default());
+    let (relay, stop) = start(&store, &bus, "a", &HealthRegistry::default());
     assert_eq!(
         bus.wait_for_published(10).await,
         [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]
@@ -103,10 +103,10 @@ async fn of_two_relays_one_publishes_and_the_other_continues_after_it() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let (first, second) = (ScriptedBus::new(), ScriptedBus::new());
-    let (relay, stop) = start(&store, &first, "a", &Health::default());
+    let (relay, stop) = start(&store, &first, "a", &HealthRegistry::default());
     write(&store, 10).await;
     first.wait_for_published(10).await;
-    let (other, stop_other) = start(&store, &second, "b", &Health::default());
+    let (other, stop_other) = start(&store, &second, "b", &HealthRegistry::default());
     write(&store, 10).await;
     first.wait_for_published(20).await;
     assert!(second.published.borrow().is_empty());
@@ -127,7 +127,7 @@ async fn of_two_relays_one_publishes_and_the_other_continues_after_it() {
 async fn events_of_a_newer_release_are_published_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
-    let (bus, health) = (ScriptedBus::new(), Health::default());
+    let (bus, health) = (ScriptedBus::new(), HealthRegistry::default());
     write(&store, 5).await;
     let newer = "UPDATE events SET type = 'endpoint.not-invented-yet', type_version = 7,
         data = '{ \"b\": 1, \"a\":2}' WHERE position IN (1, 3)";
@@ -161,7 +161,7 @@ async fn unknown_fields_are_published_with_their_event() {
     execute(&folder, newer).await;
     let read = store.read_all(Position::START, 10).await.unwrap();
     assert_eq!(read.len(), 2, "it can still be read");
-    let (relay, stop) = start(&store, &bus, "a", &Health::default());
+    let (relay, stop) = start(&store, &bus, "a", &HealthRegistry::default());
     assert_eq!(bus.wait_for_published(2).await, [1, 2]);
     stop.cancel();
     relay.await.unwrap();

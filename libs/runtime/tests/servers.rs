@@ -11,7 +11,7 @@ use bus::Bus;
 use bus::kafka::{KafkaBus, KafkaConfig};
 use contract::ids::{Bucket, EndpointKey, Position};
 use proptest::prelude::*;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::metrics::Metrics;
 use runtime::relay::{RelayDeps, run_durable};
 use servers::{Kafka, Postgres};
@@ -62,7 +62,7 @@ impl Setup {
             store: store.clone(),
             bus: relay_bus.clone(),
             holder: "test".to_owned(),
-            component: Health::default().component("relay"),
+            component: HealthRegistry::default().component("relay"),
             metrics: Metrics::default(),
         };
         tokio::spawn(run_durable(relay, shutdown.clone()));

@@ -23,7 +23,7 @@ mod writing;
 
 pub use contract::log::RawRecord;
 pub use log::page_reader::{PageReader, UndecodedPage};
-pub use log::replay::Replay;
+pub use log::replay::LogReplay;
 pub use log::store::{READ_LIMIT_MAX, Store};
 pub use maintenance::backup::{backup, backup_file, write_new_file};
 pub use maintenance::heads::heads;
@@ -38,7 +38,7 @@ pub use maintenance::transfer::{
 };
 pub use maintenance::verify::{PROBLEMS_MAX, VerifyReport, verify, verify_against};
 pub use model::archive::Archive;
-pub use model::chain::ChainHead;
+pub use model::chain::BucketHead;
 pub use model::commit::{Append, Commit, Committed, CursorMove, Fence, IdempotencyKey};
 pub use model::error::{CommitError, Failure, StoreError};
 pub use model::kinds::belongs;

@@ -12,7 +12,7 @@ use std::path::Path;
 use contract::chain::{ChainHash, HashedFields};
 use contract::ids::{Bucket, Position};
 use sqlx::migrate::Migrator;
-use store::{ChainHead, FORMAT, POSITIONS_SKIPPED, RawRecord, Store, heads, verify_against};
+use store::{BucketHead, FORMAT, POSITIONS_SKIPPED, RawRecord, Store, heads, verify_against};
 use support::database::*;
 
 /// Created by the last release of format 1.
@@ -27,7 +27,7 @@ impl store::Projector for NoRows {
     }
 }
 
-async fn problems_against(store: &Store, recorded: &[ChainHead]) -> Vec<String> {
+async fn problems_against(store: &Store, recorded: &[BucketHead]) -> Vec<String> {
     let report = verify_against(store, &mut NoRows, &[], recorded)
         .await
         .unwrap();
@@ -53,13 +53,13 @@ async fn two_chains(db: &TestDatabase) -> Store {
 }
 
 /// Returns the heads computed from the log, and checks every hash.
-fn chained(events: &[RawRecord]) -> Vec<ChainHead> {
-    let mut heads: BTreeMap<Bucket, ChainHead> = BTreeMap::new();
+fn chained(events: &[RawRecord]) -> Vec<BucketHead> {
+    let mut heads: BTreeMap<Bucket, BucketHead> = BTreeMap::new();
     for event in events {
         let before = heads.get(&event.bucket).map(|head| head.hash);
         let before = before.unwrap_or(ChainHash::START);
         assert_eq!(event.prev_hash, Some(before), "position {}", event.position);
-        let head = ChainHead {
+        let head = BucketHead {
             bucket: event.bucket,
             position: event.position,
             hash: HashedFields::of(event).hash_after(before),

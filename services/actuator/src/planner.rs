@@ -13,7 +13,7 @@ use domain::instances::drain::DrainWatch;
 use domain::instances::plan::{PlanContext, plan};
 use domain::members::Members;
 use runtime::consumer::Fold;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::ids::Ids;
 use runtime::reconcile::{Deps, Outputs, Reconciler};
 use store::StoreError;
@@ -51,7 +51,7 @@ impl Planner {
 pub async fn run(
     own_node: Option<OwnNode>,
     deps: Deps,
-    health: &Health,
+    health: &HealthRegistry,
     shutdown: CancellationToken,
 ) -> Result<(), StoreError> {
     let planner = Planner::new(own_node, deps.ids.clone());

@@ -26,7 +26,7 @@ use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::resources::{BackendKind, DeploymentSpec, SimulatedSpec};
 use contract::time::{Span, Timestamp};
 use runtime::clock::SystemClock;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::ids::{Ids, SeededIds};
 use sqlx::Connection as _;
 use store::{Append, Commit, Store};
@@ -101,7 +101,7 @@ struct Harness {
 struct RunningAgent {
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), NodeError>>,
-    health: Health,
+    health: HealthRegistry,
 }
 
 impl RunningAgent {
@@ -148,7 +148,7 @@ impl Harness {
         backend: Arc<dyn Backend>,
         keep_instances: bool,
     ) -> RunningAgent {
-        let health = Health::default();
+        let health = HealthRegistry::default();
         let config = NodeConfig {
             node: NODE.into(),
             is_only: false,

@@ -24,7 +24,7 @@ use contract::time::{Span, Timestamp};
 use domain::measure::Measures;
 use domain::zones::ZoneData;
 use runtime::clock::Clock;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::metrics::Metrics;
 use runtime::reconcile::{Deps, Outputs, Reconciler};
 use store::StoreError;
@@ -72,7 +72,7 @@ pub async fn run(
     zones: ZoneData,
     past: Option<Arc<dyn PastSource>>,
     metrics: &Metrics,
-    health: &Health,
+    health: &HealthRegistry,
     shutdown: CancellationToken,
 ) -> Result<(), StoreError> {
     let observer = DecisionObserver {

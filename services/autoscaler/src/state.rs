@@ -59,7 +59,7 @@ pub struct EndpointState {
     fold: EndpointFold,
     /// The newest decision on each deployment, by deployment uid.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    decisions: BTreeMap<Uid, Decision>,
+    decisions: BTreeMap<Uid, Box<Decision>>,
     /// Clock steps since the newest decision, by deployment uid.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     steps: BTreeMap<Uid, Vec<ClockStepped>>,
@@ -96,7 +96,7 @@ impl EndpointState {
             Event::ScalingDecided(decision) => {
                 let uid = decision.deployment_uid;
                 self.steps.remove(&uid);
-                self.decisions.insert(uid, (**decision).clone());
+                self.decisions.insert(uid, decision.clone());
             }
             Event::ClockStepped(stepped) if is_own_stream(record) => {
                 for uid in self.decisions.keys() {
@@ -122,7 +122,7 @@ fn is_own_stream(record: &Record) -> bool {
 /// The evaluation state of one endpoint's deployments.
 #[derive(Default)]
 pub struct Evaluations {
-    deployments: BTreeMap<Uid, DeploymentEvaluation>,
+    deployments: BTreeMap<Uid, Box<DeploymentEvaluation>>,
 }
 
 /// What one evaluation of a deployment passes on to the next.
@@ -242,7 +242,8 @@ impl Evaluations {
     fn of(&mut self, uid: Uid, state: &EndpointState, now: Timestamp) -> &mut DeploymentEvaluation {
         self.deployments.entry(uid).or_insert_with(|| {
             let steps = state.steps.get(&uid).map_or(&[][..], Vec::as_slice);
-            DeploymentEvaluation::resume(state.decisions.get(&uid), steps, now)
+            let last = state.decisions.get(&uid).map(Box::as_ref);
+            Box::new(DeploymentEvaluation::resume(last, steps, now))
         })
     }
 
@@ -289,7 +290,7 @@ impl Evaluations {
                 continue;
             }
             let uid = deployment.uid;
-            let last = state.decisions.get(&uid);
+            let last = state.decisions.get(&uid).map(Box::as_ref);
             let evaluation_state = self.of(uid, state, now);
             let inputs = EvaluationInputs {
                 deployment,

@@ -16,7 +16,7 @@ use crate::error::ApiError;
 use crate::metrics::ControlMetrics;
 use crate::routes::RoutePublisher;
 use crate::seal::Seal;
-use crate::views::{CONSUMER, Progress, Views};
+use crate::views::{CONSUMER, Views, ViewsProgress};
 
 /// How long a GET waits for the read models to reach the position that it requires.
 pub const POSITION_WAIT: Duration = Duration::from_secs(2);
@@ -73,7 +73,7 @@ impl App {
     /// Waits until this replica has folded the event.
     async fn wait_until_folded(&self, bucket: Bucket, position: Position) {
         let mut progress = self.views.progress();
-        let reached = |progress: &Progress| {
+        let reached = |progress: &ViewsProgress| {
             let folded = progress.folded.get(&bucket);
             folded.is_some_and(|folded| *folded >= position)
         };

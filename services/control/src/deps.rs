@@ -10,7 +10,7 @@ use contract::time::{Span, Timestamp};
 use domain::zones::ZoneData;
 use futures::stream::BoxStream;
 use runtime::clock::Clock;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::ids::Ids;
 use runtime::metrics::Metrics;
 use runtime::token::InternalToken;
@@ -23,7 +23,7 @@ pub struct ControlDeps {
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn Ids>,
     pub metrics: Metrics,
-    pub health: Health,
+    pub health: HealthRegistry,
     /// The token that gives other processes of this installation access to health and metrics.
     pub internal_token: Option<InternalToken>,
     /// The time zone data for validating, previewing and replaying schedules.

@@ -58,7 +58,7 @@ const STATES: [&str; 4] = ["starting", "ready", "draining", "failed"];
 
 /// How far this replica has folded each bucket, and written the rows of those that it owns.
 #[derive(Clone, Debug, Default)]
-pub struct Progress {
+pub struct ViewsProgress {
     pub folded: BTreeMap<Bucket, Position>,
     pub written: BTreeMap<Bucket, Position>,
     pub newest: Position,
@@ -69,7 +69,7 @@ pub struct Progress {
 #[derive(Clone)]
 pub struct Views {
     models: SharedEntries<EndpointModel>,
-    progress: watch::Receiver<Progress>,
+    progress: watch::Receiver<ViewsProgress>,
 }
 
 impl Views {
@@ -81,7 +81,7 @@ impl Views {
         self.models.clone()
     }
 
-    pub fn progress(&self) -> watch::Receiver<Progress> {
+    pub fn progress(&self) -> watch::Receiver<ViewsProgress> {
         self.progress.clone()
     }
 }
@@ -96,7 +96,7 @@ pub struct ViewsConsumer {
     models: SharedEntries<EndpointModel>,
     /// The projection of events that belong to no endpoint.
     global: Projection,
-    progress: watch::Sender<Progress>,
+    progress: watch::Sender<ViewsProgress>,
     row_filter: RowFilter,
     owned: BTreeMap<Bucket, ProjectedBucket>,
     /// Assigned buckets whose rows could not be taken over or written, with the last error.
@@ -121,7 +121,7 @@ impl ViewsConsumer {
         routes: Arc<RoutePublisher>,
         component: Component,
     ) -> (Self, Views) {
-        let progress = watch::Sender::new(Progress::default());
+        let progress = watch::Sender::new(ViewsProgress::default());
         let config = ConsumerConfig {
             consumer: CONSUMER,
             snapshots: CONSUMER.to_owned(),

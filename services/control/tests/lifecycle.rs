@@ -325,6 +325,45 @@ async fn the_answer_to_an_autoscale_has_its_warnings_and_takes_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_sets_is_stored_and_applying_it_again_changes_nothing() {
+    let world = TestWorld::with_blue().await;
+    let path = "/v1/endpoints/iris/deployments/green";
+    let mut document = deployment("iris", "green");
+    document["spec"]["server"] = json!("vllm");
+    document["spec"]["errorMapping"] = json!("azure");
+    let created = world.put(path, &document).await.expect(201);
+    let shown = world.get_at(path, created.position()).await;
+    let shown = shown.expect(200).body();
+    let spec = &shown["spec"];
+    assert_eq!(
+        (&spec["server"], &spec["protocol"], &spec["errorMapping"]),
+        (&json!("vllm"), &json!("openai"), &json!("azure"))
+    );
+    assert_eq!(spec["readinessProbe"]["path"], "/health");
+    for again in [&document, &shown] {
+        let mut again = again.clone();
+        again.as_object_mut().unwrap().remove("status");
+        let answer = world.put(path, &again).await.expect(200).body();
+        assert_eq!(answer["result"], "unchanged", "{answer:#}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_to_a_deployment_names_the_line_for_a_known_servers_command() {
+    let world = TestWorld::with_blue().await;
+    let path = "/v1/endpoints/iris/deployments/green?dryRun=true";
+    let mut document = deployment("iris", "green");
+    document["spec"]["backend"] = json!("process");
+    document["spec"]["command"] = json!(["vllm", "serve", "--port", "{port}"]);
+    let answer = world.put(path, &document).await.expect(200).body();
+    assert_eq!(answer["warnings"][0]["pointer"], "/spec/command");
+    let detail = answer["warnings"][0]["detail"].as_str().unwrap();
+    assert!(detail.contains("`server: vllm`"), "{detail}");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pin_for_a_duration_ends_by_the_servers_clock() {
     let world = TestWorld::with_blue().await;
     let until = support::START + contract::time::Span::from_secs(3600);

@@ -19,7 +19,7 @@ use contract::route::RouteUpdate;
 use control::{Control, ControlConfig, ControlDeps, NoHistory, NoLogs};
 use domain::zones::ZoneData;
 use runtime::clock::Clock;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::metrics::Metrics;
 use serde_json::json;
 use sqlx::Connection as _;
@@ -71,7 +71,7 @@ impl Bus for NoBucketsBus {
 /// A second control service on the store of a [`TestWorld`].
 struct Replica {
     url: String,
-    health: Health,
+    health: HealthRegistry,
     stop: CancellationToken,
     serving: JoinHandle<()>,
     _data: TempDir,
@@ -80,7 +80,7 @@ struct Replica {
 impl Replica {
     async fn start(world: &TestWorld) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let health = Health::default();
+        let health = HealthRegistry::default();
         let deps = ControlDeps {
             store: world.store.clone(),
             bus: Arc::new(NoBucketsBus(world.bus.clone())),

@@ -15,7 +15,7 @@ use contract::time::Span;
 use contract::{EndpointKey, Name, Position, Uid};
 use gateway::{Config, Deps};
 use runtime::clock::SystemClock;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::metrics::Metrics;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -84,6 +84,7 @@ fn deployment(
         },
         routes: None,
         error_mapping: ErrorMapping::default(),
+        protocol: Default::default(),
         authorization: Authorization::Strip,
         latency_thresholds_us: Vec::new(),
         instances: vec![instance],
@@ -97,7 +98,10 @@ fn route(options: &Options) -> Result<RouteUpdate, AnyError> {
         .split
         .iter()
         .enumerate()
-        .map(|(index, percent)| deployment(index, *percent, &options.upstream))
+        .map(|(index, percent)| {
+            let (name, route) = deployment(index, *percent, &options.upstream)?;
+            Ok((name, Box::new(route)))
+        })
         .collect();
     Ok(RouteUpdate {
         endpoint: EndpointKey::new(&"bench".parse()?),
@@ -136,7 +140,7 @@ async fn main() -> Result<(), AnyError> {
         bus,
         clock: Arc::new(SystemClock),
         metrics: Metrics::default(),
-        health: Health::default(),
+        health: HealthRegistry::default(),
     };
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();

@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use contract::{EndpointKey, InstanceId, Name, Uid};
 use tokio::sync::oneshot;
 
-use crate::instance::Instance;
+use crate::instance::ServedInstance;
 use crate::timer::now_us;
 
 /// State of one incarnation of a deployment, kept across route updates.
@@ -30,7 +30,7 @@ pub struct DeploymentState {
     pub queued: PeakGauge,
     instances: ArcSwap<InstanceSet>,
     /// No longer in the route, with requests still on them.
-    removed: Mutex<Vec<Arc<Instance>>>,
+    removed: Mutex<Vec<Arc<ServedInstance>>>,
     queue: Mutex<VecDeque<oneshot::Sender<Slot>>>,
     is_retired: AtomicBool,
 }
@@ -38,9 +38,9 @@ pub struct DeploymentState {
 #[derive(Debug, Default)]
 struct InstanceSet {
     /// All instances in the route, including draining ones.
-    all: Vec<Arc<Instance>>,
+    all: Vec<Arc<ServedInstance>>,
     /// Instances that accept requests.
-    active: Vec<Arc<Instance>>,
+    active: Vec<Arc<ServedInstance>>,
     /// This gateway's slots on all instances, including draining ones.
     slots: u32,
 }
@@ -87,7 +87,7 @@ pub struct RoutedInstance {
 /// Permission for one request on an instance; released when dropped.
 #[derive(Debug)]
 pub struct Slot {
-    pub instance: Arc<Instance>,
+    pub instance: Arc<ServedInstance>,
     deployment: Arc<DeploymentState>,
     /// When its request ended, if known.
     ended_us: Option<u64>,
@@ -196,7 +196,7 @@ impl DeploymentState {
     /// precedence over the queue: the request has already waited its turn.
     pub fn acquire_other_slot(
         self: &Arc<Self>,
-        excluded: &Instance,
+        excluded: &ServedInstance,
         rotation: usize,
     ) -> Option<Slot> {
         self.acquire(rotation, now_us(), Some(excluded.serial))
@@ -231,7 +231,7 @@ impl DeploymentState {
             measured.insert(free);
             free
         };
-        let all: Vec<Arc<Instance>> = routed
+        let all: Vec<Arc<ServedInstance>> = routed
             .iter()
             .map(|entry| {
                 let existing = old
@@ -239,7 +239,7 @@ impl DeploymentState {
                     .iter()
                     .find(|existing| existing.id == entry.id && existing.address == entry.address);
                 let instance = existing.cloned().unwrap_or_else(|| {
-                    Arc::new(Instance::new(
+                    Arc::new(ServedInstance::new(
                         entry.id.clone(),
                         serial(),
                         index(),
@@ -250,8 +250,10 @@ impl DeploymentState {
                 instance
             })
             .collect();
-        let is_kept = |instance: &Arc<Instance>| all.iter().any(|kept| Arc::ptr_eq(kept, instance));
-        let removed: Vec<Arc<Instance>> = old.all.iter().filter(|i| !is_kept(i)).cloned().collect();
+        let is_kept =
+            |instance: &Arc<ServedInstance>| all.iter().any(|kept| Arc::ptr_eq(kept, instance));
+        let removed: Vec<Arc<ServedInstance>> =
+            old.all.iter().filter(|i| !is_kept(i)).cloned().collect();
         for instance in &removed {
             instance.update(0, true);
         }
@@ -279,7 +281,7 @@ impl DeploymentState {
 
     /// Every instance that may have something to report. A removed instance with nothing in flight
     /// is returned one last time.
-    pub fn reported_instances(&self) -> Vec<Arc<Instance>> {
+    pub fn reported_instances(&self) -> Vec<Arc<ServedInstance>> {
         let mut instances = self.instances.load().all.clone();
         let mut removed = lock(&self.removed);
         instances.extend(removed.iter().cloned());
@@ -340,7 +342,7 @@ impl DeploymentState {
         } else {
             first
         };
-        let is_usable = |instance: &Arc<Instance>| Some(instance.serial) != excluded;
+        let is_usable = |instance: &Arc<ServedInstance>| Some(instance.serial) != excluded;
         let in_order = (0..count).map(|offset| &active[(better + offset) % count]);
         let trusted = in_order
             .clone()

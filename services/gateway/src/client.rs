@@ -12,7 +12,7 @@ use crate::worker::Worker;
 
 /// One client connection. It carries one request at a time.
 #[derive(Debug)]
-pub struct Client {
+pub struct ClientConnection {
     pub worker: Rc<Worker>,
     pub connection: Rc<ConnectionState>,
     pub peer: Peer,
@@ -47,7 +47,7 @@ impl Interrupt {
     }
 }
 
-impl Client {
+impl ClientConnection {
     pub fn new(worker: Rc<Worker>, connection: Rc<ConnectionState>, peer: Peer) -> Self {
         Self {
             worker,

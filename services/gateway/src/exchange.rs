@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::client::{Client, Interrupt};
+use crate::client::{ClientConnection, Interrupt};
 use crate::cut::{CutReason, EventStream};
 use crate::in_flight::InFlightRequest;
 use crate::shard::count_cut;
@@ -55,7 +55,7 @@ pub struct Exchange {
     is_broken: bool,
     /// Where an event that says why the stream was cut may be added.
     events: Option<EventStream>,
-    client: Rc<Client>,
+    client: Rc<ClientConnection>,
 }
 
 #[derive(Debug)]
@@ -78,7 +78,7 @@ enum ResponseEnd {
 impl Exchange {
     /// Returns the body that follows a head; already complete if all of it arrived with the head.
     pub fn begin(
-        client: &Rc<Client>,
+        client: &Rc<ClientConnection>,
         mut in_flight: InFlightRequest,
         mut upstream: Box<Upstream>,
         headers: &HeaderMap,
@@ -237,7 +237,7 @@ impl Exchange {
 }
 
 /// Completes the request: returns the connection to the pool, then releases the slot.
-fn complete(client: &Client, in_flight: InFlightRequest, upstream: Box<Upstream>) {
+fn complete(client: &ClientConnection, in_flight: InFlightRequest, upstream: Box<Upstream>) {
     let at_us = now_us();
     if let (Ok(instance), Some(idle)) = (in_flight.instance(), upstream.into_idle()) {
         let idle_max_us = in_flight.deployment().keep_alive_idle_us;

@@ -26,10 +26,10 @@ use http::StatusCode;
 use crate::admission::{PendingGuard, QueueTicket, Slot};
 use crate::arrival_times::ArrivalId;
 use crate::body::Upload;
-use crate::instance::Instance;
+use crate::instance::ServedInstance;
 use crate::outcome::RequestOutcome;
 use crate::reply::Refusal;
-use crate::router::{Deployment, Endpoint};
+use crate::router::{ServedDeployment, ServedEndpoint};
 use crate::shard::{SharedShard, lock};
 use crate::timer::now_us;
 
@@ -71,7 +71,7 @@ struct ResponseProgress {
 #[derive(Debug)]
 pub struct InFlightRequest {
     meter: Rc<WorkerMeter>,
-    endpoint: Arc<Endpoint>,
+    endpoint: Arc<ServedEndpoint>,
     deployment: usize,
     arrived_us: u64,
     /// Its arrival, later by the time that its client was waited for: the model's time begins then.
@@ -86,7 +86,7 @@ impl InFlightRequest {
     /// Counts the arrival of a request, if `is_counted`.
     pub fn new(
         meter: Rc<WorkerMeter>,
-        endpoint: Arc<Endpoint>,
+        endpoint: Arc<ServedEndpoint>,
         deployment: usize,
         arrived_us: u64,
         is_counted: bool,
@@ -111,11 +111,11 @@ impl InFlightRequest {
         }
     }
 
-    pub fn endpoint(&self) -> &Endpoint {
+    pub fn endpoint(&self) -> &ServedEndpoint {
         &self.endpoint
     }
 
-    pub fn deployment(&self) -> &Deployment {
+    pub fn deployment(&self) -> &ServedDeployment {
         &self.endpoint.deployments[self.deployment]
     }
 
@@ -154,7 +154,7 @@ impl InFlightRequest {
     }
 
     /// The instance that the request is on.
-    pub fn instance(&self) -> Result<&Arc<Instance>, Refusal> {
+    pub fn instance(&self) -> Result<&Arc<ServedInstance>, Refusal> {
         match &self.phase {
             RequestPhase::Serving(_, slot) | RequestPhase::Responding(_, slot, _) => {
                 Ok(&slot.instance)

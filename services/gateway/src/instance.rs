@@ -11,7 +11,7 @@ const DRAINING: u64 = 1 << 63;
 const COUNT_MASK: u64 = u32::MAX as u64;
 
 #[derive(Debug)]
-pub struct Instance {
+pub struct ServedInstance {
     pub id: InstanceId,
     /// Unique within this process; the key of the connection pools.
     pub serial: u64,
@@ -42,7 +42,7 @@ pub struct GatewayReading {
     pub busy_us: u64,
 }
 
-impl Instance {
+impl ServedInstance {
     pub fn new(id: InstanceId, serial: u64, index: usize, address: String) -> Self {
         // An address that is not a valid header value cannot be connected to either.
         let host =
@@ -141,8 +141,8 @@ impl Instance {
 mod tests {
     use super::*;
 
-    fn instance(limit: u32) -> Instance {
-        let instance = Instance::new("i".to_owned().into(), 0, 0, "127.0.0.1:1".into());
+    fn instance(limit: u32) -> ServedInstance {
+        let instance = ServedInstance::new("i".to_owned().into(), 0, 0, "127.0.0.1:1".into());
         instance.update(limit, false);
         instance
     }

@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio_util::sync::CancellationToken;
 
-use crate::client::Client;
+use crate::client::ClientConnection;
 use crate::forwarded::Peer;
 use crate::guard::{ConnectionState, Guard, Timeouts};
 use crate::proxy;
@@ -262,7 +262,7 @@ impl OpenConnection {
         let guard = Guard::new(connection.clone(), timeouts);
         let peer = Peer::new(address, &config.trusted_proxies);
         let worker = self.server.worker.clone();
-        let client = Rc::new(Client::new(worker, connection.clone(), peer));
+        let client = Rc::new(ClientConnection::new(worker, connection.clone(), peer));
         let service = service_fn(move |request| proxy::handle(client.clone(), request));
         // The guard buffers heads until they are complete and times them, so hyper's own timer has
         // nothing to wait for; setting it keeps every timeout in effect.

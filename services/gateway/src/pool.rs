@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-use crate::instance::Instance;
+use crate::instance::ServedInstance;
 use crate::upstream::IdleConnection;
 
 /// Idle connections kept per instance and thread.
@@ -24,7 +24,7 @@ struct PooledConnection {
 
 #[derive(Debug)]
 struct IdleSet {
-    instance: Weak<Instance>,
+    instance: Weak<ServedInstance>,
     /// The one that has been idle longest comes first.
     connections: Vec<PooledConnection>,
     /// The deployment's `keepAliveIdle`.
@@ -38,14 +38,14 @@ impl IdleSet {
 }
 
 #[derive(Debug, Default)]
-pub struct Pool {
+pub struct ConnectionPool {
     /// By the instance's serial.
     idle: BTreeMap<u64, IdleSet>,
 }
 
-impl Pool {
+impl ConnectionPool {
     /// Takes the most recently used connection that is alive.
-    pub fn take(&mut self, instance: &Instance, now_us: u64) -> Option<IdleConnection> {
+    pub fn take(&mut self, instance: &ServedInstance, now_us: u64) -> Option<IdleConnection> {
         let set = self.idle.get_mut(&instance.serial)?;
         while let Some(pooled) = set.connections.pop() {
             if !set.is_fresh(&pooled, now_us) {
@@ -65,7 +65,7 @@ impl Pool {
     /// Adds a connection that became idle now, if the instance accepts more requests.
     pub fn put(
         &mut self,
-        instance: &Arc<Instance>,
+        instance: &Arc<ServedInstance>,
         idle: IdleConnection,
         idle_max_us: u64,
         now_us: u64,
@@ -125,13 +125,13 @@ mod tests {
     const IDLE_MAX_US: u64 = 2_000_000;
 
     /// A pool with a connection that became idle at 0, its instance, and the instance's end.
-    async fn pool_with_idle() -> (Pool, Arc<Instance>, TcpStream) {
+    async fn pool_with_idle() -> (ConnectionPool, Arc<ServedInstance>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let instance = Instance::new("i".to_owned().into(), 0, 0, address.to_string());
+        let instance = ServedInstance::new("i".to_owned().into(), 0, 0, address.to_string());
         instance.update(1, false);
-        let (mut pool, instance) = (Pool::default(), Arc::new(instance));
+        let (mut pool, instance) = (ConnectionPool::default(), Arc::new(instance));
         let idle = IdleConnection::new(near.unwrap(), CountGuard::new(&Arc::default()));
         let set = IdleSet {
             instance: Arc::downgrade(&instance),

@@ -8,13 +8,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use contract::resources::{AuthMode, ErrorMapping};
+use contract::resources::{AuthMode, ErrorMapping, Protocol};
 use http::header::{CONNECTION, CONTENT_TYPE, LOCATION};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
-use crate::client::{Client, RequestError};
+use crate::client::{ClientConnection, RequestError};
 use crate::exchange::{Exchange, ResponseBody};
 use crate::forwarded::Origin;
 use crate::framing::HeadError;
@@ -23,7 +23,7 @@ use crate::outcome::RequestOutcome;
 use crate::paths::{DeploymentPaths, PathKind};
 use crate::receive::receive_body;
 use crate::reply::{AZURE_DEPLOYMENT, DEPLOYMENT, REQUEST_ID, Refusal, mark_model_error};
-use crate::router::Endpoint;
+use crate::router::ServedEndpoint;
 use crate::send::{ClientRequest, UpstreamResponse, await_body, send};
 use crate::shard::count_refusal;
 use crate::target::{Target, authorize, is_health_check};
@@ -42,7 +42,7 @@ enum ProxyError {
 
 /// Where a request is routed.
 struct RouteMatch<'a> {
-    endpoint: Arc<Endpoint>,
+    endpoint: Arc<ServedEndpoint>,
     deployment: usize,
     /// What precedes the endpoint's paths.
     prefix: &'a str,
@@ -54,11 +54,12 @@ struct RouteMatch<'a> {
 struct RefusedRequest {
     refusal: Refusal,
     error_mapping: ErrorMapping,
+    protocol: Protocol,
     deployment: Option<HeaderValue>,
 }
 
 pub async fn handle(
-    client: Rc<Client>,
+    client: Rc<ClientConnection>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, ClientLeft> {
     client.connection.begin_response();
@@ -78,7 +79,9 @@ pub async fn handle(
         Err(ProxyError::Refused(refused)) => refused,
     };
     client.connection.end_response();
-    let mut response = refused.refusal.response(id, refused.error_mapping);
+    let mut response = refused
+        .refusal
+        .response(id, refused.error_mapping, refused.protocol);
     if let Some(deployment) = refused.deployment {
         response.headers_mut().insert(DEPLOYMENT, deployment);
     }
@@ -100,7 +103,7 @@ fn healthy(id: HeaderValue) -> Response<ResponseBody> {
 }
 
 async fn serve(
-    client: &Rc<Client>,
+    client: &Rc<ClientConnection>,
     parts: &Parts,
     incoming: Incoming,
     id: &HeaderValue,
@@ -137,6 +140,7 @@ async fn serve(
             let refused = RefusedRequest {
                 refusal,
                 error_mapping: deployment.error_mapping,
+                protocol: deployment.protocol,
                 deployment: Some(deployment.name_header.clone()),
             };
             in_flight.refuse(refusal);
@@ -147,7 +151,7 @@ async fn serve(
 
 /// From the choice of the deployment to the head of the response.
 async fn forward(
-    client: &Client,
+    client: &ClientConnection,
     in_flight: &mut InFlightRequest,
     request: &ClientRequest<'_>,
     incoming: Incoming,
@@ -180,9 +184,12 @@ fn client_status(model_status: StatusCode, mapping: ErrorMapping) -> (StatusCode
 }
 
 /// Finds the endpoint and deployment of a request that is allowed; counts those that are not.
-fn match_route<'a>(client: &Client, parts: &'a Parts) -> Result<RouteMatch<'a>, RefusedRequest> {
+fn match_route<'a>(
+    client: &ClientConnection,
+    parts: &'a Parts,
+) -> Result<RouteMatch<'a>, RefusedRequest> {
     let mut endpoint_name = Cow::Borrowed("");
-    let mut error_mapping = ErrorMapping::default();
+    let (mut error_mapping, mut protocol) = (ErrorMapping::default(), Protocol::default());
     let mut resolve = || {
         if let Some(token) = parts.method.as_str().strip_prefix('!') {
             let reason = HeadError::from_token(token).unwrap_or(HeadError::Malformed);
@@ -193,7 +200,7 @@ fn match_route<'a>(client: &Client, parts: &'a Parts) -> Result<RouteMatch<'a>, 
             .worker
             .endpoint(&target.endpoint)
             .ok_or(Refusal::UnknownEndpoint)?;
-        error_mapping = endpoint.error_mapping;
+        (error_mapping, protocol) = (endpoint.error_mapping, endpoint.protocol);
         // Without routes, other paths are as unknown as those of no endpoint.
         endpoint.shares(target.kind)?;
         endpoint_name = target.endpoint.clone();
@@ -219,6 +226,7 @@ fn match_route<'a>(client: &Client, parts: &'a Parts) -> Result<RouteMatch<'a>, 
         RefusedRequest {
             refusal,
             error_mapping,
+            protocol,
             deployment: None,
         }
     })
@@ -226,7 +234,7 @@ fn match_route<'a>(client: &Client, parts: &'a Parts) -> Result<RouteMatch<'a>, 
 
 /// Gets the request onto an instance, immediately or through the queue; returns since when.
 async fn acquire_instance(
-    client: &Client,
+    client: &ClientConnection,
     in_flight: &mut InFlightRequest,
 ) -> Result<u64, RequestError> {
     let now = in_flight.received_us();
@@ -262,7 +270,7 @@ async fn acquire_instance(
 
 /// Builds the response head for the client; the body follows as the instance sends it.
 fn build_response(
-    client: &Rc<Client>,
+    client: &Rc<ClientConnection>,
     in_flight: InFlightRequest,
     (mut head, upstream): UpstreamResponse,
     request: &ClientRequest<'_>,
@@ -362,7 +370,7 @@ fn leads_elsewhere(path: &str) -> bool {
 
 /// Returns the deployment that the request names, or else the next by the shares of its path.
 fn choose_deployment(
-    endpoint: &Endpoint,
+    endpoint: &ServedEndpoint,
     kind: PathKind,
     headers: &HeaderMap,
 ) -> Result<usize, Refusal> {

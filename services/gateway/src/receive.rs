@@ -9,7 +9,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 
 use crate::body::{RequestBody, StreamedBody};
-use crate::client::Client;
+use crate::client::ClientConnection;
 use crate::config::SMALL_BODY_BYTES_MAX;
 use crate::in_flight::InFlightRequest;
 use crate::reply::Refusal;
@@ -20,7 +20,7 @@ use crate::upload_buffers::BufferPermit;
 /// meanwhile. One of unknown length is streamed from the start: its sender may wait for the response to each
 /// part.
 pub async fn receive_body(
-    client: &Client,
+    client: &ClientConnection,
     mut incoming: Incoming,
     in_flight: &InFlightRequest,
 ) -> Result<RequestBody, Refusal> {
@@ -78,7 +78,7 @@ pub async fn receive_body(
 
 /// A buffer for as much of a large body as is received before an instance is chosen, unless that is nothing
 /// or too much is buffered already.
-fn reserve_buffer(client: &Client, length: u64) -> Option<BufferPermit> {
+fn reserve_buffer(client: &ClientConnection, length: u64) -> Option<BufferPermit> {
     let shared = &client.worker.shared;
     let wanted = length.min(shared.config.upload_buffer_bytes);
     (wanted > 0)
@@ -88,7 +88,7 @@ fn reserve_buffer(client: &Client, length: u64) -> Option<BufferPermit> {
 
 /// The next piece of an incomplete body.
 async fn next_piece(
-    client: &Client,
+    client: &ClientConnection,
     incoming: &mut Incoming,
     in_flight: &InFlightRequest,
 ) -> Result<Bytes, Refusal> {

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::rc::Rc;
 use std::time::Duration;
 
-use contract::resources::ErrorMapping;
+use contract::resources::{ErrorMapping, Protocol};
 use runtime::descriptors::REFUSING_MAX;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -52,7 +52,11 @@ async fn respond(mut stream: TcpStream, text: &[u8]) -> std::io::Result<()> {
 }
 
 fn text(worker: &Worker) -> Vec<u8> {
-    let response = Refusal::TooManyConnections.response(worker.request_id(), ErrorMapping::Azure);
+    let response = Refusal::TooManyConnections.response(
+        worker.request_id(),
+        ErrorMapping::Azure,
+        Protocol::Http,
+    );
     let mut text = Vec::new();
     // Writing to memory cannot fail.
     let _ = write!(text, "HTTP/1.1 {}\r\n", response.status());

@@ -1,8 +1,8 @@
-//! Responses of Penstock itself: a problem document, or an error as OpenAI's clients read it, with a
+//! Responses of Penstock itself: a problem document, or an error as the protocol's clients read it, with a
 //! stable code in `penstock-error-code` and the status from the contract's table.
 
 use contract::problem::Problem;
-use contract::resources::ErrorMapping;
+use contract::resources::{ErrorMapping, Protocol};
 use http::header::{
     CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER,
     WWW_AUTHENTICATE,
@@ -247,7 +247,7 @@ impl Refusal {
     }
 
     /// The body and its media type.
-    fn body(self, mapping: ErrorMapping) -> (Vec<u8>, &'static str) {
+    fn body(self, mapping: ErrorMapping, protocol: Protocol) -> (Vec<u8>, &'static str) {
         let status = self.status(mapping);
         let (_, code, detail, _) = self.parts();
         match mapping {
@@ -265,18 +265,29 @@ impl Refusal {
                 (body, "application/problem+json")
             }
             ErrorMapping::Pass => {
-                let kind = error_type(status);
-                let error = json!({"error": {"message": detail, "type": kind, "code": code}});
+                let error = match protocol {
+                    // Its clients fail to print anything but text.
+                    Protocol::OpenInference => json!(detail),
+                    Protocol::Http | Protocol::Openai => {
+                        json!({"message": detail, "type": error_type(status), "code": code})
+                    }
+                };
+                let error = json!({ "error": error });
                 (error.to_string().into_bytes(), "application/json")
             }
         }
     }
 
     /// Builds the response, with the body in one piece.
-    pub fn response(self, request_id: HeaderValue, mapping: ErrorMapping) -> Response<Vec<u8>> {
+    pub fn response(
+        self,
+        request_id: HeaderValue,
+        mapping: ErrorMapping,
+        protocol: Protocol,
+    ) -> Response<Vec<u8>> {
         let status = self.status(mapping);
         let (_, code, ..) = self.parts();
-        let (body, media_type) = self.body(mapping);
+        let (body, media_type) = self.body(mapping, protocol);
         let mut response = Response::new(body);
         *response.status_mut() = status;
         let length = response.body().len();

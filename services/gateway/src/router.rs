@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use contract::ids::BUCKETS;
-use contract::resources::{AuthMode, Authorization, ErrorMapping, ModelClientErrors};
+use contract::resources::{AuthMode, Authorization, ErrorMapping, ModelClientErrors, Protocol};
 use contract::route::{ANY_GATEWAY, DeploymentRoute, InstanceRoute, Route, RouteUpdate};
 use contract::{Bucket, EndpointKey, Name, Position, Uid};
 use http::{HeaderValue, Method};
@@ -24,7 +24,7 @@ use crate::timer::now_us;
 /// Partitions that endpoints are distributed over. A power of two.
 const PARTITIONS: usize = 256;
 
-type Partition = HashMap<Box<str>, Arc<Endpoint>>;
+type Partition = HashMap<Box<str>, Arc<ServedEndpoint>>;
 
 /// All routes at one moment.
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ impl AppliedRoutes {
 }
 
 #[derive(Debug)]
-pub struct Endpoint {
+pub struct ServedEndpoint {
     pub uid: Uid,
     pub auth: AuthMode,
     /// SHA-256 of the valid keys.
@@ -73,15 +73,16 @@ pub struct Endpoint {
     pub request_bytes_max: u64,
     /// How requests are refused before a deployment is chosen: as by the one with the largest share.
     pub error_mapping: ErrorMapping,
+    pub protocol: Protocol,
     /// Of requests to `/score`; of all if no deployment has `routes`.
     pub shares: PathShares,
     /// Of other requests; `None` if no deployment has `routes`.
     pub routed: Option<Box<RoutedShares>>,
-    pub deployments: Vec<Deployment>,
+    pub deployments: Vec<ServedDeployment>,
 }
 
 #[derive(Debug)]
-pub struct Deployment {
+pub struct ServedDeployment {
     /// The name as a header value.
     pub name_header: HeaderValue,
     pub limits: TimeLimits,
@@ -94,12 +95,13 @@ pub struct Deployment {
     pub limit: u32,
     pub thresholds_us: Vec<u64>,
     pub error_mapping: ErrorMapping,
+    pub protocol: Protocol,
     /// Its `routes`, if it has any.
     pub paths: Option<Box<DeploymentPaths>>,
     pub state: Arc<DeploymentState>,
 }
 
-impl Deployment {
+impl ServedDeployment {
     /// Seconds after which a refused client may retry, rounded up.
     pub fn retry_after_secs(&self) -> u64 {
         let secs = self.queue_wait_us.div_ceil(1_000_000);
@@ -138,7 +140,7 @@ fn partition_of(name: &str) -> usize {
 }
 
 impl RouteSet {
-    pub fn endpoint(&self, name: &str) -> Option<&Arc<Endpoint>> {
+    pub fn endpoint(&self, name: &str) -> Option<&Arc<ServedEndpoint>> {
         self.partitions[partition_of(name)].get(name)
     }
 
@@ -167,7 +169,7 @@ impl RouteSet {
     }
 }
 
-impl Endpoint {
+impl ServedEndpoint {
     pub fn deployment(&self, name: &[u8]) -> Option<usize> {
         self.deployments
             .iter()
@@ -323,10 +325,10 @@ impl Router {
         index: &mut RouteIndex,
         update: &RouteUpdate,
         route: &Route,
-        previous: Option<&Endpoint>,
-    ) -> Endpoint {
+        previous: Option<&ServedEndpoint>,
+    ) -> ServedEndpoint {
         let previous = previous.filter(|previous| previous.uid == route.endpoint_uid);
-        let deployments: Vec<Deployment> = route
+        let deployments: Vec<ServedDeployment> = route
             .deployments
             .iter()
             .map(|(name, deployment)| {
@@ -361,7 +363,7 @@ impl Router {
             })
         });
         let by_share = route.deployments.values().max_by_key(|d| d.percent);
-        Endpoint {
+        ServedEndpoint {
             uid: route.endpoint_uid,
             auth: route.auth,
             keys: route
@@ -372,6 +374,7 @@ impl Router {
             model_client_errors: route.model_client_errors,
             request_bytes_max: route.request_bytes_max,
             error_mapping: by_share.map_or_else(Default::default, |d| d.error_mapping),
+            protocol: by_share.map_or_else(Default::default, |d| d.protocol),
             shares: shares(PathKind::Scoring, previous.map(|previous| &previous.shares)),
             routed,
             deployments,
@@ -436,9 +439,13 @@ impl RouteIndex {
     }
 }
 
-fn new_deployment(name: &Name, route: &DeploymentRoute, state: Arc<DeploymentState>) -> Deployment {
+fn new_deployment(
+    name: &Name,
+    route: &DeploymentRoute,
+    state: Arc<DeploymentState>,
+) -> ServedDeployment {
     let settings = &route.request_settings;
-    Deployment {
+    ServedDeployment {
         // A name contains only letters, digits and dashes.
         name_header: HeaderValue::from_str(name.as_str())
             .unwrap_or_else(|_| HeaderValue::from_static("")),
@@ -449,6 +456,7 @@ fn new_deployment(name: &Name, route: &DeploymentRoute, state: Arc<DeploymentSta
         limit: settings.max_concurrent_requests_per_instance,
         thresholds_us: route.latency_thresholds_us.clone(),
         error_mapping: route.error_mapping,
+        protocol: route.protocol,
         paths: route
             .routes
             .as_ref()

@@ -11,10 +11,10 @@ use http::{HeaderMap, HeaderValue};
 use runtime::descriptors::is_shortage;
 
 use crate::body::{RequestBody, UploadError};
-use crate::client::{Client, Interrupt, RequestError};
+use crate::client::{ClientConnection, Interrupt, RequestError};
 use crate::forwarded::Origin;
 use crate::in_flight::InFlightRequest;
-use crate::instance::Instance;
+use crate::instance::ServedInstance;
 use crate::reply::Refusal;
 use crate::timer::now_us;
 use crate::upstream::{
@@ -47,7 +47,7 @@ impl<'a> ClientRequest<'a> {
         self.method.is_idempotent() || self.headers.contains_key("idempotency-key")
     }
 
-    fn for_instance(&self, instance: &'a Instance) -> UpstreamRequest<'a> {
+    fn for_instance(&self, instance: &'a ServedInstance) -> UpstreamRequest<'a> {
         UpstreamRequest {
             method: self.method,
             path: self.path,
@@ -89,7 +89,7 @@ enum AttemptOutcome {
 /// byte was sent; an idempotent request also if a reused connection closed without a response and
 /// the body can be sent again.
 pub async fn send(
-    client: &Client,
+    client: &ClientConnection,
     in_flight: &mut InFlightRequest,
     request: &ClientRequest<'_>,
     mut body: RequestBody,
@@ -134,9 +134,9 @@ pub async fn send(
 /// Opens a new connection to the instance. Returns `None` if the attempt failed before anything was
 /// sent and another is to be made, on another instance if this one refused.
 async fn new_connection(
-    client: &Client,
+    client: &ClientConnection,
     in_flight: &mut InFlightRequest,
-    instance: &Instance,
+    instance: &ServedInstance,
     attempt: &mut Attempt,
 ) -> Result<Option<IdleConnection>, RequestError> {
     let error = match connect(client, instance).await? {
@@ -158,8 +158,8 @@ async fn new_connection(
 }
 
 async fn connect(
-    client: &Client,
-    instance: &Instance,
+    client: &ClientConnection,
+    instance: &ServedInstance,
 ) -> Result<std::io::Result<IdleConnection>, RequestError> {
     let worker = &client.worker;
     let timeout = worker.shared.config.connect_timeout;
@@ -194,7 +194,7 @@ struct UploadWait {
 
 impl UploadWait {
     /// Returns `None` if the body was received in full before.
-    fn begin(client: &Client, upstream: &Upstream) -> Option<Self> {
+    fn begin(client: &ClientConnection, upstream: &Upstream) -> Option<Self> {
         client.upload.is_streaming().then(|| Self {
             progress: upstream.send_progress(),
             received: client.upload.bytes.get(),
@@ -206,7 +206,7 @@ impl UploadWait {
     /// time, and does not count the wait for the client. Returns whether there is more to send.
     fn update(
         &mut self,
-        client: &Client,
+        client: &ClientConnection,
         in_flight: &InFlightRequest,
         upstream: &Upstream,
     ) -> bool {
@@ -237,7 +237,7 @@ impl UploadWait {
 }
 
 async fn await_head(
-    client: &Client,
+    client: &ClientConnection,
     in_flight: &InFlightRequest,
     upstream: &mut Upstream,
 ) -> Result<AttemptOutcome, RequestError> {
@@ -276,7 +276,7 @@ fn too_late(interrupt: Interrupt, upstream: &Upstream) -> RequestError {
 
 /// Waits until the response that has begun may be passed on. One that breaks off before is refused.
 pub async fn await_body(
-    client: &Client,
+    client: &ClientConnection,
     in_flight: &InFlightRequest,
     upstream: &mut Upstream,
 ) -> Result<(), RequestError> {
@@ -304,7 +304,7 @@ pub async fn await_body(
 }
 
 /// Refuses a request whose body cannot be passed on.
-fn check_upload(client: &Client) -> Result<(), Refusal> {
+fn check_upload(client: &ClientConnection) -> Result<(), Refusal> {
     match client.upload.error() {
         Some(UploadError::TooLarge) => Err(Refusal::BodyTooLarge),
         Some(UploadError::Broken) => Err(Refusal::Body),

@@ -11,7 +11,7 @@ use bus::{Bus, RouteMessage};
 use contract::frame::{Frame, Hello};
 use contract::time::{Span, Timestamp};
 use runtime::clock::Clock;
-use runtime::health::{Component, Health};
+use runtime::health::{Component, HealthRegistry};
 use runtime::metrics::Metrics;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
@@ -35,7 +35,7 @@ pub struct Deps {
     pub bus: Arc<dyn Bus>,
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
-    pub health: Health,
+    pub health: HealthRegistry,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use crate::paths::PathKind;
 use crate::reply::Refusal;
-use crate::router::Endpoint;
+use crate::router::ServedEndpoint;
 
 const PREFIX: &str = "/endpoints/";
 const HEALTH: &str = "/healthz";
@@ -145,7 +145,7 @@ fn host_endpoint<'a>(parts: &'a Parts, domain: Option<&str>) -> Option<Cow<'a, s
 
 /// Checks that the request carries one of the endpoint's keys. Every key is compared in full, in
 /// constant time.
-pub fn authorize(endpoint: &Endpoint, headers: &HeaderMap) -> Result<(), Refusal> {
+pub fn authorize(endpoint: &ServedEndpoint, headers: &HeaderMap) -> Result<(), Refusal> {
     let header = headers.get(AUTHORIZATION).ok_or(Refusal::NoKey)?.as_bytes();
     let (scheme, key) = header.split_at_checked(7).ok_or(Refusal::NoKey)?;
     if !scheme.eq_ignore_ascii_case(b"bearer ") {

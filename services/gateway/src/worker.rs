@@ -14,9 +14,9 @@ use http::{HeaderMap, HeaderValue};
 use crate::config::Config;
 use crate::early_frames::EarlyFrames;
 use crate::in_flight::WorkerMeter;
-use crate::instance::Instance;
-use crate::pool::Pool;
-use crate::router::{Endpoint, RouteSet, Router};
+use crate::instance::ServedInstance;
+use crate::pool::ConnectionPool;
+use crate::router::{RouteSet, Router, ServedEndpoint};
 use crate::shard::SharedShard;
 use crate::upload_buffers::UploadBuffers;
 use crate::upstream::IdleConnection;
@@ -53,7 +53,7 @@ impl SharedState {
 pub struct Worker {
     pub shared: Arc<SharedState>,
     /// Borrowed for one call at a time.
-    pub pool: RefCell<Pool>,
+    pub pool: RefCell<ConnectionPool>,
     pub meter: Rc<WorkerMeter>,
     /// A finished header map whose allocation the next response reuses.
     pub spare_headers: RefCell<HeaderMap>,
@@ -94,7 +94,7 @@ impl Worker {
     }
 
     /// Looks up the endpoint in the newest snapshot.
-    pub fn endpoint(&self, name: &str) -> Option<Arc<Endpoint>> {
+    pub fn endpoint(&self, name: &str) -> Option<Arc<ServedEndpoint>> {
         self.routes.borrow_mut().load().endpoint(name).cloned()
     }
 
@@ -132,7 +132,7 @@ impl Worker {
     /// Keeps a connection to an instance for the next request.
     pub fn return_to_pool(
         &self,
-        instance: &Arc<Instance>,
+        instance: &Arc<ServedInstance>,
         idle: IdleConnection,
         idle_max_us: u64,
         now_us: u64,

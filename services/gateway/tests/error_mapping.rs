@@ -4,7 +4,7 @@
 
 mod support;
 
-use contract::resources::ErrorMapping;
+use contract::resources::{ErrorMapping, Protocol};
 use contract::time::Span;
 use http::Response;
 use serde_json::Value;
@@ -99,6 +99,26 @@ async fn refusals_have_the_shape_of_openais_errors() {
         let response = send_with(deployment, "Bearer secret", "xx").await;
         assert_eq!(response.status, status);
         assert_eq!(error(&response)["type"], "invalid_request_error");
+    }
+}
+
+#[tokio::test]
+async fn clients_of_the_open_inference_protocol_get_an_error_of_text() {
+    let settings = Settings {
+        keys: vec!["secret"],
+        body_max: 1,
+        protocol: Protocol::OpenInference,
+        ..pass()
+    };
+    let gateway = start(&[blue_route(1, &settings, &[])]).await;
+    // Before the deployment is chosen, and after.
+    for (key, status) in [("wrong", 401), ("secret", 413)] {
+        let request = request("/endpoints/iris/score");
+        let request = request.header("authorization", format!("Bearer {key}"));
+        let response = send(gateway.address, request.body(full_body("xx")).unwrap()).await;
+        assert_eq!(response.status, status);
+        let body: Value = serde_json::from_slice(&response.body).unwrap();
+        assert!(body["error"].as_str().unwrap().len() > 10, "{body}");
     }
 }
 

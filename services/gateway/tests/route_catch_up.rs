@@ -16,7 +16,7 @@ use contract::log::Record;
 use contract::route::RouteUpdate;
 use gateway::{Deps, Gateway};
 use runtime::clock::SystemClock;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::metrics::Metrics;
 use support::*;
 use tokio::sync::mpsc;
@@ -59,7 +59,7 @@ impl Bus for SlowRoutes {
 
 struct StartingGateway {
     address: SocketAddr,
-    health: Health,
+    health: HealthRegistry,
     routes: mpsc::Sender<RouteMessage>,
     _stops: DropGuard,
 }
@@ -75,7 +75,7 @@ fn start_on_slow_routes(data: &Path, is_unreachable: bool) -> StartingGateway {
 }
 
 fn start_on(data: &Path, bus: SlowRoutes, routes: mpsc::Sender<RouteMessage>) -> StartingGateway {
-    let health = Health::default();
+    let health = HealthRegistry::default();
     let deps = Deps {
         bus: Arc::new(bus),
         clock: Arc::new(SystemClock),

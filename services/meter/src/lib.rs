@@ -28,8 +28,8 @@ mod service;
 pub use config::Config;
 pub use fold::{MeterFold, MeterState};
 pub use history::{
-    GapSpan, History, HistoryError, HistoryLocation, POINTS_MAX, PastQuery, Point, Query,
-    backup_history,
+    GapSpan, HistoryError, HistoryLocation, HistoryStore, POINTS_MAX, PastQuery, Point,
+    PointsQuery, backup_history,
 };
 pub use panes::Pane;
 pub use service::{Deps, Meter, MeterError};

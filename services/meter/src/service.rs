@@ -20,7 +20,7 @@ use domain::usage::{FrameOutcome, PendingUsage, SAVE_INTERVAL, Usage};
 use futures::StreamExt;
 use runtime::clock::Clock;
 use runtime::consumer::{AppliedRecord, Consumer, ConsumerConfig, ConsumerDeps, Step};
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::ids::Ids;
 use runtime::metrics::Metrics;
 use runtime::parking::catch_panic;
@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::fold::MeterFold;
-use crate::history::{BucketSave, History, HistoryError, SaveBatch, SavedBucket};
+use crate::history::{BucketSave, HistoryError, HistoryStore, SaveBatch, SavedBucket};
 use crate::metrics::MeterMetrics;
 use crate::open::OpenUsage;
 use crate::panes::Panes;
@@ -86,7 +86,7 @@ pub struct Deps {
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn Ids>,
     pub metrics: Metrics,
-    pub health: Health,
+    pub health: HealthRegistry,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +101,7 @@ pub enum MeterError {
 /// The meter: opened and subscribed, but not running yet.
 pub struct Meter {
     deps: Deps,
-    history: History,
+    history: HistoryStore,
     retention: Span,
     metrics: MeterMetrics,
     consumer: Consumer<MeterFold>,
@@ -165,7 +165,7 @@ impl Meter {
             clock: deps.clock.clone(),
         };
         let consumer = Consumer::open(consumer_config, MeterFold, consumer_deps, component);
-        let history = History::open(&config.history).await?;
+        let history = HistoryStore::open(&config.history).await?;
         let state = State {
             buckets: BTreeMap::new(),
             early: Some(VecDeque::new()),
@@ -189,7 +189,7 @@ impl Meter {
     }
 
     /// Returns a handle for reading the history.
-    pub fn history(&self) -> History {
+    pub fn history(&self) -> HistoryStore {
         self.history.clone()
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use contract::events::Event;
 use contract::frame::FrameHeader;
 use contract::log::{StreamKind, StreamName};
-use meter::History;
+use meter::HistoryStore;
 use support::shared::{MemberBus, SharedFrames};
 use support::{
     Database, Harness, RunningMeter, arrivals, cpu_us, endpoint, frame, idle_frame, saved_totals,
@@ -35,7 +35,7 @@ impl OwningMeter {
         Self { bus, running }
     }
 
-    fn history(&self) -> &History {
+    fn history(&self) -> &HistoryStore {
         &self.running.history
     }
 }
@@ -92,7 +92,7 @@ async fn until_exported(meter: &OwningMeter, metric: &str) {
 }
 
 /// Waits until this many requests of a minute have been saved.
-async fn until_saved(history: &History, minute: i64, requests: u64) {
+async fn until_saved(history: &HistoryStore, minute: i64, requests: u64) {
     while saved_totals(history, minute).await.0 != requests {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -112,7 +112,7 @@ async fn a_released_bucket_hands_over_its_open_minute() {
     assert_eq!(arrivals(&cluster.harness.next_closed().await), 60);
     first.running.stop().await;
     second.running.stop().await;
-    let reader = History::open_read_only(&cluster.harness.location)
+    let reader = HistoryStore::open_read_only(&cluster.harness.location)
         .await
         .unwrap();
     assert_eq!(saved_totals(&reader, 0).await, (60, 60));
@@ -142,7 +142,7 @@ async fn a_former_owner_that_resumes_overwrites_nothing() {
     cluster.report_and_advance(40..60);
     assert_eq!(arrivals(&cluster.harness.next_closed().await), 60);
     last.running.stop().await;
-    let reader = History::open_read_only(&cluster.harness.location)
+    let reader = HistoryStore::open_read_only(&cluster.harness.location)
         .await
         .unwrap();
     assert_eq!(saved_totals(&reader, 0).await.0, 60);
@@ -165,7 +165,7 @@ async fn frames_that_a_killed_meter_had_not_saved_are_redelivered() {
     cluster.report_and_advance(35..60);
     assert_eq!(arrivals(&cluster.harness.next_closed().await), 60);
     second.running.stop().await;
-    let reader = History::open_read_only(&cluster.harness.location)
+    let reader = HistoryStore::open_read_only(&cluster.harness.location)
         .await
         .unwrap();
     assert_eq!(saved_totals(&reader, 0).await.0, 60);
@@ -243,7 +243,7 @@ async fn seconds_in_the_history_are_not_written_again_when_counting_from_the_log
     cluster.report_and_advance(80..120);
     assert_eq!(arrivals(&cluster.harness.next_closed().await), 60);
     second.running.stop().await;
-    let reader = History::open_read_only(&cluster.harness.location)
+    let reader = HistoryStore::open_read_only(&cluster.harness.location)
         .await
         .unwrap();
     assert_eq!(saved_totals(&reader, 0).await.0, 60);

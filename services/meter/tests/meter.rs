@@ -12,7 +12,7 @@ use contract::ids::{DeploymentRef, InstanceId};
 use contract::log::{Actor, NewEvent, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use contract::usage::{FrameRange, SLICES_PER_MINUTE, UsageCounts, UsageMinute, UsageSlice};
-use meter::{GapSpan, History, Query};
+use meter::{GapSpan, HistoryStore, PointsQuery};
 use runtime::ids::Ids;
 use store::{Append, Commit};
 use support::{Harness, START, arrivals, blue, cpu_us, endpoint, frame, points, uid};
@@ -324,7 +324,7 @@ async fn panes_past_the_retention_are_deleted(harness: Harness) {
 
 async fn a_query_for_too_many_points_is_refused(harness: Harness) {
     let meter = harness.run().await;
-    let query = Query {
+    let query = PointsQuery {
         endpoint: None,
         deployment: None,
         from: Timestamp::from_secs(0),
@@ -338,7 +338,9 @@ async fn a_query_for_too_many_points_is_refused(harness: Harness) {
 
 async fn a_reader_sees_what_the_meter_has_saved(harness: Harness) {
     // Works before there is a meter, too.
-    let reader = History::open_read_only(&harness.location).await.unwrap();
+    let reader = HistoryStore::open_read_only(&harness.location)
+        .await
+        .unwrap();
     assert_eq!(points(&reader, 60).await, []);
     let meter = harness.run().await;
     harness.report(1, 0..60);

@@ -69,7 +69,7 @@ pub fn default_data_dir() -> PathBuf {
 
 /// Everything a client needs to talk to a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Connection {
+pub struct ConnectionSettings {
     pub server: String,
     pub gateway: Option<String>,
     pub token: Option<String>,
@@ -93,7 +93,10 @@ pub enum ConfigError {
 }
 
 /// Resolves the connection in the documented order.
-pub fn resolve(args: &ConnectArgs, environment: &Environment) -> Result<Connection, ConfigError> {
+pub fn resolve(
+    args: &ConnectArgs,
+    environment: &Environment,
+) -> Result<ConnectionSettings, ConfigError> {
     let named = args.server.as_deref().filter(|server| !server.is_empty());
     let file = match (&environment.config, named) {
         (Some(path), _) => Some(read_file(path)?),
@@ -107,7 +110,7 @@ pub fn resolve(args: &ConnectArgs, environment: &Environment) -> Result<Connecti
     // A file applies to its own server only; its token must not leak to another one.
     let file = file.filter(|file| normalize(&file.server).is_ok_and(|own| own == server));
     let (gateway, file_token) = file.map_or((None, None), |file| (file.gateway, file.token));
-    Ok(Connection {
+    Ok(ConnectionSettings {
         server,
         gateway,
         token: environment.token.clone().or(file_token),

@@ -13,7 +13,7 @@ use reqwest::header::{HeaderMap, HeaderName};
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde_json::Value;
 
-use config::Connection;
+use config::ConnectionSettings;
 
 /// The header with the position of a write; a read that carries it waits for that position.
 pub const POSITION_HEADER: &str = "penstock-position";
@@ -108,16 +108,16 @@ impl ApiResponse {
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
-    connection: Connection,
+    connection: ConnectionSettings,
     position: AtomicU64,
     has_written: AtomicBool,
 }
 
 /// Names and values of a query; absent values are left out.
-pub type Query<'a> = &'a [(&'a str, Option<String>)];
+pub type QueryPairs<'a> = &'a [(&'a str, Option<String>)];
 
 impl Client {
-    pub fn new(connection: Connection) -> Result<Self, ClientError> {
+    pub fn new(connection: ConnectionSettings) -> Result<Self, ClientError> {
         let mut http = reqwest::Client::builder()
             .user_agent(concat!("penstock/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT);
@@ -151,7 +151,11 @@ impl Client {
         &self.http
     }
 
-    pub async fn get(&self, path: &[&str], query: Query<'_>) -> Result<ApiResponse, ClientError> {
+    pub async fn get(
+        &self,
+        path: &[&str],
+        query: QueryPairs<'_>,
+    ) -> Result<ApiResponse, ClientError> {
         self.send(self.request(Method::GET, path, query)?).await
     }
 
@@ -167,7 +171,7 @@ impl Client {
     pub async fn put(
         &self,
         path: &[&str],
-        query: Query<'_>,
+        query: QueryPairs<'_>,
         body: &Value,
     ) -> Result<ApiResponse, ClientError> {
         let request = self.request(Method::PUT, path, query)?.json(body);
@@ -192,7 +196,7 @@ impl Client {
     pub async fn stream(
         &self,
         path: &[&str],
-        query: Query<'_>,
+        query: QueryPairs<'_>,
         headers: &[(HeaderName, String)],
     ) -> Result<Response, ClientError> {
         let url = self.url(path, query)?;
@@ -224,7 +228,7 @@ impl Client {
         &self,
         method: Method,
         path: &[&str],
-        query: Query<'_>,
+        query: QueryPairs<'_>,
     ) -> Result<RequestBuilder, ClientError> {
         let reads = method == Method::GET;
         self.has_written.fetch_or(!reads, Ordering::Relaxed);
@@ -249,7 +253,7 @@ impl Client {
         }
     }
 
-    fn url(&self, path: &[&str], query: Query<'_>) -> Result<Url, ClientError> {
+    fn url(&self, path: &[&str], query: QueryPairs<'_>) -> Result<Url, ClientError> {
         let server = &self.connection.server;
         let mut url = Url::parse(server).map_err(|error| ClientError::BadRequest {
             part: server.clone(),
@@ -378,7 +382,7 @@ mod tests {
     use super::*;
 
     fn client(server: &str) -> Client {
-        Client::new(Connection {
+        Client::new(ConnectionSettings {
             server: server.into(),
             gateway: None,
             token: None,

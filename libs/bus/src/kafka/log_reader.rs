@@ -66,7 +66,7 @@ pub struct Extent {
     /// The number of repeated records.
     pub repeated: u64,
     /// Known gaps.
-    pub gaps: Vec<Gap>,
+    pub gaps: Vec<MissingPosition>,
     /// The locations of messages that are not events, and why.
     pub unreadable: Vec<String>,
 }
@@ -74,7 +74,7 @@ pub struct Extent {
 /// In `bucket`, the record at `needed_by` follows the one at `missing`, which was not found.
 /// Earlier records may be missing too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Gap {
+pub struct MissingPosition {
     /// The missing position.
     pub missing: Position,
     /// The bucket whose chain is broken.
@@ -316,7 +316,7 @@ impl Tally {
     fn extent(mut self) -> Extent {
         let missing = self.missing.iter();
         self.extent.gaps = missing
-            .map(|(missing, (bucket, needed_by))| Gap {
+            .map(|(missing, (bucket, needed_by))| MissingPosition {
                 missing: *missing,
                 bucket: *bucket,
                 needed_by: *needed_by,

@@ -49,7 +49,7 @@ use crate::{Bus, BusError, BusMessage, RouteMessage, SUBSCRIBER_QUEUE_MAX, Subsc
 use publish::{FrameProducer, RecordProducer};
 
 pub use config::KafkaConfig;
-pub use log_reader::{Extent, Gap, LogItem, LogReader, read_log};
+pub use log_reader::{Extent, LogItem, LogReader, MissingPosition, read_log};
 pub use topics::Topics;
 
 /// How long [`KafkaBus::open`] waits for a broker before it continues without one.

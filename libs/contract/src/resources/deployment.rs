@@ -28,6 +28,11 @@ pub struct DeploymentSpec {
     /// How the machine is paid for.
     #[serde(default)]
     pub purchase: Purchase,
+    /// The model server that the command starts. It sets what the document leaves out of `routes`, probes, `env`,
+    /// `requestSettings`, `startupTimeout`, `protocol` and `errorMapping`, as that server needs it; the values
+    /// are stored with the deployment when the document is applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<Server>,
     /// Program and arguments of an instance; `{port}` is replaced by the port it must listen on, `{host}`
     /// by the address. Both are replaced in `env` too, and are in the variables `PORT` and `HOST`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -48,9 +53,14 @@ pub struct DeploymentSpec {
     /// `/score` and what is below it, which reach the same paths.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routes: Option<Routes>,
-    /// How failures are answered; azure by default.
-    #[serde(default, skip_serializing_if = "crate::is_default")]
-    pub error_mapping: ErrorMapping,
+    /// What requests and answers mean; http by default. With `errorMapping: pass`, it decides the shape of
+    /// errors of Penstock itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// How failures are answered; azure by default, and pass for the servers openai, vllm, open-inference and
+    /// triton.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_mapping: Option<ErrorMapping>,
     /// What instances get of a client's `authorization` header; strip by default.
     #[serde(default, skip_serializing_if = "crate::is_default")]
     pub authorization: Authorization,
@@ -78,6 +88,11 @@ pub struct DeploymentSpec {
 const STARTUP_TIMEOUT_DEFAULT: Span = Span::from_secs(600);
 
 impl DeploymentSpec {
+    /// How failures are answered.
+    pub fn error_mapping(&self) -> ErrorMapping {
+        self.error_mapping.unwrap_or_default()
+    }
+
     /// How long an instance may take from its start to ready.
     pub fn startup_limit(&self) -> Span {
         // Readiness limited the start before there was a limit of its own.
@@ -90,6 +105,63 @@ impl DeploymentSpec {
 
 fn default_instances() -> u32 {
     1
+}
+
+/// A model server that Penstock knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Server {
+    /// Any other: nothing is set.
+    Generic,
+    /// MLflow: `mlflow models serve`.
+    Mlflow,
+    /// MLServer, or another server of the Open Inference Protocol.
+    OpenInference,
+    /// NVIDIA Triton.
+    Triton,
+    /// A server of OpenAI's API.
+    Openai,
+    /// vLLM's server of OpenAI's API.
+    Vllm,
+    /// TorchServe.
+    Torchserve,
+    /// BentoML: `bentoml serve`.
+    Bentoml,
+    /// LitServe.
+    Litserve,
+    /// Azure Machine Learning's inference server, with a scoring script.
+    Azureml,
+}
+
+impl Server {
+    /// The server as a document names it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Generic => "generic",
+            Self::Mlflow => "mlflow",
+            Self::OpenInference => "open-inference",
+            Self::Triton => "triton",
+            Self::Openai => "openai",
+            Self::Vllm => "vllm",
+            Self::Torchserve => "torchserve",
+            Self::Bentoml => "bentoml",
+            Self::Litserve => "litserve",
+            Self::Azureml => "azureml",
+        }
+    }
+}
+
+/// What the requests and answers of a server mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// Anything.
+    #[default]
+    Http,
+    /// OpenAI's API.
+    Openai,
+    /// The Open Inference Protocol: tensors.
+    OpenInference,
 }
 
 /// How a machine is paid for, which determines its price.
@@ -297,7 +369,8 @@ pub enum ErrorMapping {
     #[default]
     Azure,
     /// The model's own status, with `penstock-error-code: model-error`; its timeout is 504. Errors of
-    /// Penstock itself have the shape of OpenAI's, `{"error": {"message", "type", "code"}}`.
+    /// Penstock itself have the shape of OpenAI's, `{"error": {"message", "type", "code"}}`, and with
+    /// `protocol: open-inference` of that protocol's, `{"error": "message"}`.
     Pass,
 }
 

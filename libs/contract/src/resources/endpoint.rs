@@ -24,7 +24,8 @@ pub struct EndpointSpec {
     /// unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Percentages>,
-    /// How a 4xx response of the model counts in SLIs and error ratios.
+    /// How a 4xx response of the model counts in SLIs and error ratios; good by default. That hides the faults
+    /// of a server that answers 400 for its own, such as MLflow for any exception of a model: use bad there.
     #[serde(default)]
     pub model_client_errors: ModelClientErrors,
     /// Limits on requests.

@@ -11,6 +11,7 @@ use contract::resources::{BackendKind, DeploymentSpec, EnvValue, SimulatedSpec};
 
 use super::Checker;
 use crate::message::nearest;
+use crate::presets;
 
 /// The rules for documents of one backend.
 #[derive(Debug)]
@@ -187,7 +188,9 @@ fn process(spec: &DeploymentSpec) -> Vec<Finding> {
         });
     }
     checker.require(references_port(spec), "/spec/command", || {
-        "the instance does not receive its port; put {port} into an argument or into a value under env, or $PORT into a shell's".into()
+        let line = presets::line_with_port(spec);
+        let line = line.map_or_else(String::new, |line| format!(", or add `{line}`, which does"));
+        format!("the instance does not receive its port; put {{port}} into an argument or into a value under env, or $PORT into a shell's{line}")
     });
     checker.findings
 }

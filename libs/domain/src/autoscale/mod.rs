@@ -40,8 +40,8 @@ pub use decide::{
 };
 pub use evaluate::{Evaluation, TickInputs, evaluate};
 pub use policy::{
-    COOLDOWN_MAX, INITIALIZATION_MAX, LABEL_LENGTH_MAX, PROFILES_MAX, Policy, Preview, RULES_MAX,
-    STABILIZATION_MAX, STEPS_MAX, Selection, TRANSITIONS_MAX, Transition,
+    COOLDOWN_MAX, INITIALIZATION_MAX, LABEL_LENGTH_MAX, PROFILES_MAX, Policy, RULES_MAX,
+    STABILIZATION_MAX, STEPS_MAX, SchedulePreview, Selection, TRANSITIONS_MAX, Transition,
 };
 pub use reads::{RULE_METRICS_VERSION, RuleMetrics};
 pub use repeats::Repeats;

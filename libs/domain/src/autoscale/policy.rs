@@ -141,7 +141,7 @@ pub struct Transition {
 /// The profiles that are active over a period.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Preview {
+pub struct SchedulePreview {
     /// The profile at the start, and each change, oldest first.
     pub items: Vec<Transition>,
     /// When the first change happens that was left out because there are too many; `None` if none was.
@@ -233,10 +233,10 @@ impl Policy {
     }
 
     /// Returns the profile at `from` and its changes up to `to`, at most `TRANSITIONS_MAX` of them.
-    pub fn preview(&self, from: Timestamp, to: Timestamp) -> Preview {
+    pub fn preview(&self, from: Timestamp, to: Timestamp) -> SchedulePreview {
         let (later, cut_at) = self.changes(from + Span::from_millis(1), to);
         let first = std::iter::once(self.profile_at(from));
-        Preview {
+        SchedulePreview {
             items: first.chain(later).collect(),
             cut_at,
         }

@@ -45,8 +45,9 @@ pub struct Endpoint {
     pub created_at: Timestamp,
     /// Counts changes of the document (spec, labels, traffic, mirror); the ETag.
     pub revision: u64,
-    /// Its deployments by name, including those being deleted.
-    pub deployments: BTreeMap<Name, Deployment>,
+    /// Its deployments by name, including those being deleted. Boxed, as values of other small maps here:
+    /// even a map with one entry has room for eleven.
+    pub deployments: BTreeMap<Name, Box<Deployment>>,
     /// Position of the event that created it.
     pub created: Position,
     /// Position of the last event of the stream.
@@ -111,8 +112,11 @@ fn instance_part(spec: &DeploymentSpec) -> DeploymentSpec {
     DeploymentSpec {
         instances: 0,
         request_settings: RequestSettings::default(),
+        // What it sets is in the other fields.
+        server: None,
         routes: None,
-        error_mapping: Default::default(),
+        protocol: None,
+        error_mapping: None,
         authorization: Default::default(),
         drain_timeout: Default::default(),
         startup_timeout: Default::default(),
@@ -221,8 +225,8 @@ impl Endpoint {
                     created: record.position,
                     position: record.position,
                 };
-                self.deployments
-                    .insert(created.deployment.clone(), deployment);
+                let name = created.deployment.clone();
+                self.deployments.insert(name, Box::new(deployment));
             }
             Event::DeploymentDeleted(of) => {
                 self.deployments.remove(&of.deployment);

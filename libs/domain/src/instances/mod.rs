@@ -24,7 +24,7 @@ use crate::members::Members;
 #[serde(rename_all = "camelCase")]
 pub struct Instances {
     /// By id.
-    pub instances: BTreeMap<InstanceId, Instance>,
+    pub instances: BTreeMap<InstanceId, Box<Instance>>,
     /// By deployment uid.
     pub starts: BTreeMap<Uid, StartHistory>,
     /// The last specs of which an instance was ever ready, by deployment uid; the newest last.
@@ -196,9 +196,8 @@ impl Instance {
 impl Instances {
     /// The instances of one deployment, by id.
     pub fn of(&self, deployment_uid: Uid) -> impl Iterator<Item = &Instance> {
-        self.instances
-            .values()
-            .filter(move |instance| instance.deployment_uid == deployment_uid)
+        let instances = self.instances.values().map(Box::as_ref);
+        instances.filter(move |instance| instance.deployment_uid == deployment_uid)
     }
 
     /// Applies one event; events that are not about instances leave the state unchanged.
@@ -225,7 +224,8 @@ impl Instances {
                 detail: String::new(),
                 unhealthy: None,
             };
-            self.instances.insert(requested.id.clone(), instance);
+            let id = requested.id.clone();
+            self.instances.insert(id, Box::new(instance));
             return;
         }
         let Some(id) = instance_of(&record.event) else {

@@ -4,6 +4,7 @@
 //! Invariant: panes hold integers only, so that merging is exact in any order.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use contract::frame::{DeploymentFrame, Outcomes};
 use contract::histogram::Histogram;
@@ -11,7 +12,7 @@ use contract::histogram::Histogram;
 use super::report::{InstanceReading, InstanceReport};
 
 /// Merging of panes of one resolution.
-pub(super) trait Merge: Default {
+pub(super) trait Merge: Clone + Default + PartialEq {
     fn merge(&mut self, other: &Self);
 }
 
@@ -181,13 +182,14 @@ pub(super) fn step_of(window_seconds: i64) -> i64 {
 /// the window moves on and empties.
 pub(super) const STALE_AFTER_SECONDS: i64 = 3;
 
-/// Panes of one resolution, oldest first. Absent panes (nothing was added) are not kept.
+/// Panes of one resolution, oldest first. Absent panes (nothing was added) are not kept, and neighbors that
+/// are equal share their value: most deployments have the same load, none, second after second.
 #[derive(Clone, Debug)]
 pub(super) struct Ring<T> {
     step: i64,
     /// Seconds to look back; 0: nothing is kept.
     keep: i64,
-    panes: VecDeque<(i64, T)>,
+    panes: VecDeque<(i64, Arc<T>)>,
 }
 
 impl<T: Merge> Ring<T> {
@@ -206,24 +208,33 @@ impl<T: Merge> Ring<T> {
         }
         let start = second - second.rem_euclid(self.step);
         match self.panes.back_mut() {
-            Some((last, pane)) if *last == start => pane.merge(part),
+            Some((last, pane)) if *last == start => Arc::make_mut(pane).merge(part),
             _ => {
-                let mut pane = T::default();
-                pane.merge(part);
+                self.share_newest();
+                let pane = shared(part, self.panes.back());
                 self.panes.push_back((start, pane));
             }
         }
         self.trim(second);
     }
 
+    /// Lets the newest pane, which is complete, share the value of the one before.
+    fn share_newest(&mut self) {
+        let mut newest = self.panes.iter_mut().rev();
+        if let (Some((_, last)), Some((_, previous))) = (newest.next(), newest.next())
+            && last == previous
+        {
+            *last = previous.clone();
+        }
+    }
+
     /// Adds the measurements of a second from before all that were added.
     fn prepend(&mut self, second: i64, part: &T) {
         let start = second - second.rem_euclid(self.step);
         match self.panes.front_mut() {
-            Some((first, pane)) if *first == start => pane.merge(part),
+            Some((first, pane)) if *first == start => Arc::make_mut(pane).merge(part),
             _ => {
-                let mut pane = T::default();
-                pane.merge(part);
+                let pane = shared(part, self.panes.front());
                 self.panes.push_front((start, pane));
             }
         }
@@ -251,7 +262,17 @@ impl<T: Merge> Ring<T> {
         self.panes
             .range(first..)
             .take_while(move |(start, _)| *start < to)
-            .map(|(start, pane)| (*start, pane))
+            .map(|(start, pane)| (*start, pane.as_ref()))
+    }
+}
+
+/// A pane that begins with this part; the neighbor's if it is equal.
+fn shared<T: Merge>(part: &T, neighbor: Option<&(i64, Arc<T>)>) -> Arc<T> {
+    let mut pane = T::default();
+    pane.merge(part);
+    match neighbor {
+        Some((_, neighbor)) if **neighbor == pane => neighbor.clone(),
+        _ => Arc::new(pane),
     }
 }
 

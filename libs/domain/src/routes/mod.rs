@@ -114,10 +114,8 @@ pub fn route(
     let deployments = endpoint.deployments.iter().map(|(name, deployment)| {
         let percent = endpoint.traffic.get(name).copied().unwrap_or(0);
         let percent = if leaving { 0 } else { percent };
-        (
-            name.clone(),
-            deployment_route(deployment, instances, percent, &allocator),
-        )
+        let route = deployment_route(deployment, instances, percent, &allocator);
+        (name.clone(), Box::new(route))
     });
     let route = Route {
         endpoint_uid: endpoint.uid,
@@ -162,7 +160,8 @@ fn deployment_route(
         percent,
         request_settings: settings.clone(),
         routes: deployment.spec.routes.clone(),
-        error_mapping: deployment.spec.error_mapping,
+        error_mapping: deployment.spec.error_mapping(),
+        protocol: deployment.spec.protocol.unwrap_or_default(),
         authorization: deployment.spec.authorization,
         latency_thresholds_us: Vec::new(),
         instances: routed.collect(),

@@ -104,7 +104,7 @@ impl Sums {
     pub(super) fn is_idle(&self) -> bool {
         self.slices.iter().all(|slice| {
             let mut instances = slice.by_instance.values();
-            slice.by_role.is_empty() && instances.all(InstanceUsage::is_idle)
+            slice.by_role.is_empty() && instances.all(|usage| usage.is_idle())
         })
     }
 }

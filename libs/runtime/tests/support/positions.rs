@@ -9,7 +9,7 @@ use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Record, StreamKind, StreamName};
 use runtime::clock::SystemClock;
 use runtime::consumer::{Consumer, ConsumerConfig, ConsumerDeps, Fold, Step};
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use serde::{Deserialize, Serialize};
 use store::Store;
 
@@ -74,7 +74,7 @@ impl<const VERSION: u32, B: Bus> TestConsumer<VERSION, B> {
             bus: bus.clone(),
             clock: Arc::new(SystemClock),
         };
-        let component = Health::default().component("positions");
+        let component = HealthRegistry::default().component("positions");
         Self {
             consumer: Consumer::open(config, Positions, deps, component),
             bus,

@@ -12,7 +12,7 @@ use contract::log::{RawRecord, StreamKind};
 use crate::archive::file::ArchiveFile;
 use crate::archive::lru::LruCache;
 use crate::model::archive::Archive;
-use crate::model::chain::ChainHead;
+use crate::model::chain::BucketHead;
 use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
 use crate::sql::connection::Connection;
@@ -291,7 +291,7 @@ impl ArchiveSet {
     /// Returns the last archive and the heads of the chains after it.
     pub(crate) fn last_archive_blocking(
         &self,
-    ) -> Result<Option<(Archive, Vec<ChainHead>)>, StoreError> {
+    ) -> Result<Option<(Archive, Vec<BucketHead>)>, StoreError> {
         let Some(last) = self.archives().last().cloned() else {
             return Ok(None);
         };

@@ -15,7 +15,7 @@ use contract::time::Timestamp;
 use crate::archive::contents::{ArchiveHeader, Block, ChainHeads, Contents, EventLine, FORMAT};
 use crate::archive::file::{ArchiveFile, compress, sha256, trailer, verify};
 use crate::model::archive::Archive;
-use crate::model::chain::ChainHead;
+use crate::model::chain::BucketHead;
 use crate::model::error::StoreError;
 
 /// The maximum number of events per block: enough to compress well, few enough to read a single event
@@ -31,7 +31,7 @@ pub(crate) struct ArchiveRange {
     pub last: Position,
     pub events: u64,
     pub previous: Option<Archive>,
-    pub heads: Vec<ChainHead>,
+    pub heads: Vec<BucketHead>,
 }
 
 /// An archive that is being written, under a temporary name.

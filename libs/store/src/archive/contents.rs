@@ -9,7 +9,7 @@ use contract::log::RawRecord;
 use contract::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::model::chain::ChainHead;
+use crate::model::chain::BucketHead;
 use crate::model::raw::EventRow;
 
 /// The version of the file format. Readers refuse other versions.
@@ -26,7 +26,7 @@ pub(crate) struct ArchiveHeader {
     /// The hash of the previous file.
     pub previous: Option<String>,
     /// The heads of the buckets' chains before the first event.
-    pub heads: Vec<ChainHead>,
+    pub heads: Vec<BucketHead>,
 }
 
 /// An event as stored in the table.
@@ -102,7 +102,7 @@ pub(crate) struct Contents {
     /// For each stream its last version in this file, and the blocks that contain it.
     pub streams: BTreeMap<String, (u64, Vec<usize>)>,
     /// The heads of the buckets' chains after the last event.
-    pub heads: Vec<ChainHead>,
+    pub heads: Vec<BucketHead>,
 }
 
 /// Events that are compressed together.
@@ -147,11 +147,11 @@ impl Contents {
 /// Tracks the heads of the buckets' chains, event by event.
 #[derive(Clone, Default)]
 pub(crate) struct ChainHeads {
-    heads: BTreeMap<Bucket, ChainHead>,
+    heads: BTreeMap<Bucket, BucketHead>,
 }
 
 impl ChainHeads {
-    pub(crate) fn new(heads: &[ChainHead]) -> Self {
+    pub(crate) fn new(heads: &[BucketHead]) -> Self {
         Self {
             heads: heads.iter().map(|head| (head.bucket, *head)).collect(),
         }
@@ -168,7 +168,7 @@ impl ChainHeads {
                 event.position, event.bucket
             ));
         }
-        let head = ChainHead {
+        let head = BucketHead {
             bucket: event.bucket,
             position: event.position,
             hash: EventRow::from_raw(event).hash(),
@@ -177,7 +177,7 @@ impl ChainHeads {
         Ok(())
     }
 
-    pub(crate) fn to_vec(&self) -> Vec<ChainHead> {
+    pub(crate) fn to_vec(&self) -> Vec<BucketHead> {
         self.heads.values().copied().collect()
     }
 }

@@ -28,7 +28,7 @@ const PAGES_AHEAD: usize = 2;
 type Decoded = Result<Vec<Result<Record, Box<Unreadable>>>, StoreError>;
 
 /// A read of the log up to its head at the time the replay gets there.
-pub struct Replay {
+pub struct LogReplay {
     pages: mpsc::Receiver<Result<Page, StoreError>>,
     decoding: VecDeque<JoinHandle<Decoded>>,
     decoders: usize,
@@ -37,7 +37,7 @@ pub struct Replay {
 
 impl Store {
     /// Starts to read the log above a position. Must be called within a tokio runtime.
-    pub fn replay(&self, after: Position) -> Replay {
+    pub fn replay(&self, after: Position) -> LogReplay {
         let (sender, pages) = mpsc::channel(PAGES_AHEAD);
         let store = self.clone();
         tokio::spawn(async move {
@@ -59,7 +59,7 @@ impl Store {
                 }
             }
         });
-        Replay {
+        LogReplay {
             pages,
             decoding: VecDeque::new(),
             decoders: std::thread::available_parallelism().map_or(1, usize::from),
@@ -80,7 +80,7 @@ impl Store {
     }
 }
 
-impl Replay {
+impl LogReplay {
     /// Returns the next records, or None after the last. An event that cannot be decoded is an error.
     pub async fn next(&mut self) -> Option<Result<Vec<Record>, StoreError>> {
         let page = self.next_entries().await?;

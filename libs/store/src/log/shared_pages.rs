@@ -24,11 +24,11 @@ struct State {
     /// The position from which each reader continues.
     readers: BTreeMap<u64, Position>,
     /// By the position that they follow, and their limit.
-    pages: BTreeMap<(Position, usize), Slot>,
+    pages: BTreeMap<(Position, usize), PageSlot>,
 }
 
 /// A page, once one of its readers has read it.
-pub(super) type Slot = Arc<OnceCell<Arc<SharedPage>>>;
+pub(super) type PageSlot = Arc<OnceCell<Arc<SharedPage>>>;
 
 pub(super) struct SharedPage {
     /// Of archives and of the table.
@@ -52,7 +52,7 @@ impl SharedPages {
     }
 
     /// Moves a reader on to a page, and returns the place of that page; `None` if it is not kept.
-    pub(super) fn slot(&self, id: u64, query: &PageQuery<'_>) -> Option<Slot> {
+    pub(super) fn slot(&self, id: u64, query: &PageQuery<'_>) -> Option<PageSlot> {
         let mut state = self.lock();
         state.readers.insert(id, query.after);
         state.forget_passed();
@@ -66,7 +66,7 @@ impl SharedPages {
             }
             state.pages.pop_first();
         }
-        let slot = Slot::default();
+        let slot = PageSlot::default();
         state.pages.insert(key, slot.clone());
         Some(slot)
     }

@@ -22,7 +22,7 @@ use crate::model::raw::{LogEntry, decode};
 use crate::model::rows::{Row, RowQuery};
 use crate::schema::{chain, migrate};
 use crate::sql::connection::{Pool, PooledConnection};
-use crate::sql::location::Location;
+use crate::sql::location::StoreLocation;
 use crate::sql::page::PageQuery;
 use crate::sql::{damage, statements};
 use crate::writing::cache::WriterCache;
@@ -49,7 +49,7 @@ struct Inner {
     shared_pages: SharedPages,
     follower: OnceLock<AbortHandle>,
     runtime: Handle,
-    location: Location,
+    location: StoreLocation,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -81,7 +81,7 @@ impl Store {
     ///
     /// The same.
     pub async fn open_with(url: &str, archives: Option<&Path>) -> Result<Self, StoreError> {
-        let location = Location::parse(url)?;
+        let location = StoreLocation::parse(url)?;
         let default_folder = location.path().map(archive_set::default_folder);
         let archive_set = ArchiveSet::new(archives.map(Path::to_owned), default_folder);
         match Self::open_at(location.clone(), archive_set).await {
@@ -90,7 +90,7 @@ impl Store {
         }
     }
 
-    async fn open_at(location: Location, archive_set: ArchiveSet) -> Result<Self, StoreError> {
+    async fn open_at(location: StoreLocation, archive_set: ArchiveSet) -> Result<Self, StoreError> {
         let lock = location.lock()?;
         let mut migrator = location.open_migrator().await?;
         let mut progress = chain::log_progress(&location);
@@ -435,7 +435,7 @@ impl Store {
         Ok(is_damaged)
     }
 
-    pub(crate) fn location(&self) -> &Location {
+    pub(crate) fn location(&self) -> &StoreLocation {
         &self.inner.location
     }
 

@@ -20,7 +20,7 @@ use crate::model::error::StoreError;
 use crate::sql::auxiliary::AuxiliaryDatabase;
 use crate::sql::connection::PooledConnection;
 use crate::sql::damage::SNAPSHOT_TABLES;
-use crate::sql::location::Location;
+use crate::sql::location::StoreLocation;
 use crate::sql::statements;
 
 /// Copies a store into a new file and returns the hash of its log. `progress` receives the number of copied
@@ -137,7 +137,7 @@ async fn write(
 
 /// Copies the archives to the folder `archive` next to the copy, the default folder of an SQLite store.
 async fn copy_archives(store: &Store, url: &str, partial: &Path) -> Result<(), StoreError> {
-    let mut copy = Location::parse(url)?.open_writer().await?;
+    let mut copy = StoreLocation::parse(url)?.open_writer().await?;
     let archives = statements::archives(&mut copy.get(), Position::START).await;
     let cleared = statements::remove_meta(&mut copy.get(), FOLDER).await;
     copy.close().await;

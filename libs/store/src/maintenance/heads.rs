@@ -3,7 +3,7 @@
 use contract::ids::{Bucket, Position};
 
 use crate::log::store::Store;
-use crate::model::chain::ChainHead;
+use crate::model::chain::BucketHead;
 use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
 use crate::sql::statements;
@@ -13,14 +13,14 @@ use crate::sql::statements;
 /// # Errors
 ///
 /// If the store cannot be read or is closed.
-pub async fn heads(store: &Store) -> Result<Vec<ChainHead>, StoreError> {
+pub async fn heads(store: &Store) -> Result<Vec<BucketHead>, StoreError> {
     let mut reader = store.reader().await?;
     let mut snapshot = reader.snapshot().await?;
     let mut heads = Vec::new();
     for bucket in Bucket::all() {
         let last =
             statements::last_of_bucket(&mut snapshot.get(), bucket, Position(u64::MAX)).await?;
-        heads.extend(last.map(|event| ChainHead {
+        heads.extend(last.map(|event| BucketHead {
             bucket,
             position: event.position,
             hash: EventRow::from_raw(&event).hash(),

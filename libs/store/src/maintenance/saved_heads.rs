@@ -16,7 +16,7 @@ use crate::archive::combined;
 use crate::log::store::Store;
 use crate::maintenance::heads::heads;
 use crate::maintenance::transfer::skip_positions_above;
-use crate::model::chain::ChainHead;
+use crate::model::chain::BucketHead;
 use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
 use crate::sql::statements;
@@ -27,7 +27,7 @@ const NAMED_MAX: usize = 5;
 /// The file, in the format of `penstock events head -o json`.
 #[derive(Default, Serialize, Deserialize)]
 struct Contents {
-    items: Vec<ChainHead>,
+    items: Vec<BucketHead>,
 }
 
 /// Saves the heads of an open store, and compares the log with those saved before.
@@ -86,7 +86,7 @@ impl SavedHeads {
     }
 
     /// Returns the heads that the log no longer contains, with the last event of the bucket up to there.
-    async fn lost(&self, saved: &[ChainHead]) -> Result<Vec<(ChainHead, Position)>, StoreError> {
+    async fn lost(&self, saved: &[BucketHead]) -> Result<Vec<(BucketHead, Position)>, StoreError> {
         let mut reader = self.store.reader().await?;
         let (archives, mut connection) = (self.store.archive_set(), reader.get());
         let mut lost = Vec::new();
@@ -129,7 +129,7 @@ impl SavedHeads {
     }
 }
 
-fn is_head(head: &ChainHead, event: &RawRecord) -> bool {
+fn is_head(head: &BucketHead, event: &RawRecord) -> bool {
     event.bucket == head.bucket && EventRow::from_raw(event).hash() == head.hash
 }
 
@@ -144,14 +144,14 @@ fn file_of(store: &Store) -> Option<PathBuf> {
 /// # Errors
 ///
 /// What is wrong with the file, and what to do.
-pub(crate) async fn read_saved(store: &Store) -> Result<Vec<ChainHead>, String> {
+pub(crate) async fn read_saved(store: &Store) -> Result<Vec<BucketHead>, String> {
     match file_of(store) {
         Some(file) => read(&file).await,
         None => Ok(Vec::new()),
     }
 }
 
-async fn read(file: &Path) -> Result<Vec<ChainHead>, String> {
+async fn read(file: &Path) -> Result<Vec<BucketHead>, String> {
     let path = file.to_owned();
     let read = tokio::task::spawn_blocking(move || match std::fs::read(path) {
         Ok(bytes) if bytes.is_empty() => Err(io::Error::other("it is empty")),
@@ -188,7 +188,7 @@ async fn write(file: &Path, contents: Contents) -> Result<(), StoreError> {
     })
 }
 
-fn name(lost: &[(ChainHead, Position)]) -> String {
+fn name(lost: &[(BucketHead, Position)]) -> String {
     let named = lost.iter().take(NAMED_MAX).map(|(saved, last)| {
         let (bucket, position) = (saved.bucket, saved.position);
         match *last == position {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::log::store::Store;
 use crate::maintenance::saved_heads;
-use crate::model::chain::ChainHead;
+use crate::model::chain::BucketHead;
 use crate::model::error::StoreError;
 use crate::model::kinds::belongs;
 use crate::model::raw::{EventRow, Unreadable};
@@ -71,7 +71,7 @@ pub async fn verify_against(
     store: &Store,
     projector: &mut dyn Projector,
     models: &[&str],
-    recorded: &[ChainHead],
+    recorded: &[BucketHead],
 ) -> Result<VerifyReport, StoreError> {
     match read(store, projector, models, recorded).await {
         Err(StoreError::Damaged(error)) => Ok(VerifyReport {
@@ -86,14 +86,14 @@ async fn read(
     store: &Store,
     projector: &mut dyn Projector,
     models: &[&str],
-    recorded: &[ChainHead],
+    recorded: &[BucketHead],
 ) -> Result<VerifyReport, StoreError> {
     // Cached data would hide later damage to a file.
     store.archive_set().clear_caches();
     // Before the log: it may grow, and the file with it.
     let saved = saved_heads::read_saved(store).await;
     let heads = saved.iter().flatten().chain(recorded).copied();
-    let heads: Vec<ChainHead> = heads.collect();
+    let heads: Vec<BucketHead> = heads.collect();
     let view = ReadView::read(store, projector.consumer(), models).await?;
     let (mut verifier, folded) = loop {
         let mut folded = FoldedRows::new(models);
@@ -118,7 +118,7 @@ async fn verify_log(
     view: &ReadView,
     projector: &mut dyn Projector,
     folded: &mut FoldedRows,
-    recorded: &[ChainHead],
+    recorded: &[BucketHead],
 ) -> Result<LogVerifier, StoreError> {
     let recorded = recorded
         .iter()
@@ -200,7 +200,7 @@ struct LogVerifier {
     head: Position,
     buckets: BTreeMap<Bucket, BucketTail>,
     /// Recorded heads that were not found yet.
-    recorded: BTreeMap<Position, ChainHead>,
+    recorded: BTreeMap<Position, BucketHead>,
     versions: BTreeMap<String, u64>,
     problems: Vec<String>,
     omitted: u64,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// The head of a bucket's hash chain. Recorded elsewhere, it later proves that nothing up to it was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ChainHead {
+pub struct BucketHead {
     /// The bucket.
     pub bucket: Bucket,
     /// The position of the bucket's last event.

@@ -15,7 +15,7 @@ use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
 use crate::schema::format::{self, known_format};
 use crate::sql::connection::{Connection, OwnedConnection};
-use crate::sql::location::Location;
+use crate::sql::location::StoreLocation;
 use crate::sql::{postgres, statements};
 
 /// The number of events that are chained per transaction: few enough that other writers do not wait long.
@@ -32,7 +32,9 @@ pub(crate) const MIGRATION: i64 = 4;
 pub(crate) type ChainProgress<'a> = dyn FnMut(Position, Position) + Send + 'a;
 
 /// Returns a callback that logs progress periodically.
-pub(crate) fn log_progress(location: &Location) -> impl FnMut(Position, Position) + Send + use<> {
+pub(crate) fn log_progress(
+    location: &StoreLocation,
+) -> impl FnMut(Position, Position) + Send + use<> {
     let (store, mut last_logged) = (location.to_string(), Instant::now());
     move |up_to, head| {
         if last_logged.elapsed() >= LOG_INTERVAL {
@@ -44,7 +46,7 @@ pub(crate) fn log_progress(location: &Location) -> impl FnMut(Position, Position
 
 /// Chains all events that are not chained yet, and raises the store to this format.
 pub(crate) async fn upgrade(
-    location: &Location,
+    location: &StoreLocation,
     connection: &mut OwnedConnection,
     progress: &mut ChainProgress<'_>,
 ) -> Result<(), StoreError> {
@@ -72,7 +74,10 @@ pub(crate) async fn upgrade(
 }
 
 /// Must be called while nobody else writes.
-async fn finish(location: &Location, connection: &mut Connection<'_>) -> Result<(), StoreError> {
+async fn finish(
+    location: &StoreLocation,
+    connection: &mut Connection<'_>,
+) -> Result<(), StoreError> {
     if let Some(stored) = statements::meta(connection, "format").await?
         && known_format(location, &stored)? >= FORMAT
     {

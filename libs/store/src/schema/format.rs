@@ -1,7 +1,7 @@
 //! The version numbers of the store format, and those that this binary can read.
 
 use crate::model::error::StoreError;
-use crate::sql::location::Location;
+use crate::sql::location::StoreLocation;
 
 /// The format of stores that this binary creates.
 pub const FORMAT: u64 = 2;
@@ -13,7 +13,7 @@ pub const FORMAT_WITH_ARCHIVES: u64 = 3;
 /// The newest format that this binary can read.
 const NEWEST: u64 = FORMAT_WITH_ARCHIVES;
 
-pub(crate) fn known_format(location: &Location, format: &str) -> Result<u64, StoreError> {
+pub(crate) fn known_format(location: &StoreLocation, format: &str) -> Result<u64, StoreError> {
     match format.parse::<u64>() {
         Ok(version) if version <= NEWEST => Ok(version),
         _ => Err(StoreError::refused(format!(

@@ -12,7 +12,7 @@ use crate::schema::chain::{self, ChainProgress};
 use crate::schema::format::{FORMAT, known_format};
 use crate::sql::connection::{Connection, OwnedConnection, run};
 use crate::sql::db_error::as_damaged;
-use crate::sql::location::Location;
+use crate::sql::location::StoreLocation;
 use crate::sql::{damage, statements};
 
 /// The format of a store, compared with this binary's.
@@ -52,7 +52,7 @@ pub struct Migrated {
 /// [`StoreError::Refused`] if the URL is invalid, the store is of a newer format, or another process has it
 /// open in SQLite; others if the database fails.
 pub async fn inspect(url: &str) -> Result<StoreFormat, StoreError> {
-    let location = Location::parse(url)?;
+    let location = StoreLocation::parse(url)?;
     if location.is_missing() {
         return Ok(StoreFormat {
             store: location.to_string(),
@@ -88,7 +88,7 @@ pub async fn migrate_with(
     url: &str,
     mut progress: impl FnMut(Position, Position) + Send,
 ) -> Result<Migrated, StoreError> {
-    let location = Location::parse(url)?;
+    let location = StoreLocation::parse(url)?;
     let _lock = location.lock()?;
     let mut connection = location.open_migrator().await?;
     let done = upgrade(&location, &mut connection, &mut progress).await;
@@ -96,7 +96,10 @@ pub async fn migrate_with(
     described(&location, done).await
 }
 
-async fn described<T>(location: &Location, done: Result<T, StoreError>) -> Result<T, StoreError> {
+async fn described<T>(
+    location: &StoreLocation,
+    done: Result<T, StoreError>,
+) -> Result<T, StoreError> {
     match done {
         Err(StoreError::Damaged(damage)) => Err(damage::open_error(location, damage).await),
         done => done,
@@ -104,7 +107,7 @@ async fn described<T>(location: &Location, done: Result<T, StoreError>) -> Resul
 }
 
 async fn upgrade(
-    location: &Location,
+    location: &StoreLocation,
     connection: &mut OwnedConnection,
     progress: &mut ChainProgress<'_>,
 ) -> Result<Migrated, StoreError> {
@@ -119,7 +122,7 @@ async fn upgrade(
 }
 
 async fn read_format(
-    location: &Location,
+    location: &StoreLocation,
     connection: &mut OwnedConnection,
 ) -> Result<StoreFormat, StoreError> {
     let mut connection = connection.get();
@@ -145,7 +148,7 @@ async fn read_format(
 
 /// Migrates the tables, and refuses a store that only a newer binary can read.
 pub(crate) async fn apply(
-    location: &Location,
+    location: &StoreLocation,
     connection: &mut OwnedConnection,
     progress: &mut ChainProgress<'_>,
 ) -> Result<(), StoreError> {
@@ -175,7 +178,7 @@ pub(crate) async fn apply(
     check_buckets(location, connection).await
 }
 
-fn failed(location: &Location, error: MigrateError) -> StoreError {
+fn failed(location: &StoreLocation, error: MigrateError) -> StoreError {
     let damaged = match &error {
         MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
             as_damaged(source)
@@ -186,7 +189,7 @@ fn failed(location: &Location, error: MigrateError) -> StoreError {
 }
 
 async fn check_buckets(
-    location: &Location,
+    location: &StoreLocation,
     connection: &mut Connection<'_>,
 ) -> Result<(), StoreError> {
     let stored = statements::meta(connection, "buckets").await?;

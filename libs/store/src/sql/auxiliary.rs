@@ -9,7 +9,7 @@ use sqlx::migrate::Migrator;
 
 use crate::model::error::StoreError;
 use crate::sql::connection::{OwnedConnection, Pool};
-use crate::sql::location::Location;
+use crate::sql::location::StoreLocation;
 use crate::sql::{postgres, sqlite};
 
 /// The migrations of a service's auxiliary tables, for either database.
@@ -25,14 +25,14 @@ pub struct AuxiliaryTables {
 /// The location of auxiliary tables.
 #[derive(Clone, Debug)]
 pub struct AuxiliaryDatabase {
-    location: Location,
+    location: StoreLocation,
 }
 
 impl AuxiliaryDatabase {
     /// Tables in an SQLite file of their own.
     pub fn file(path: &Path) -> Self {
         Self {
-            location: Location::Sqlite(sqlite::SqliteFile::at(path)),
+            location: StoreLocation::Sqlite(sqlite::SqliteFile::at(path)),
         }
     }
 
@@ -44,7 +44,7 @@ impl AuxiliaryDatabase {
     pub fn database(url: &str) -> Result<Self, StoreError> {
         let database = postgres::PostgresDatabase::parse(url)?;
         Ok(Self {
-            location: Location::Postgres(Box::new(database)),
+            location: StoreLocation::Postgres(Box::new(database)),
         })
     }
 
@@ -55,8 +55,8 @@ impl AuxiliaryDatabase {
     /// If the database cannot be opened, or a migration fails.
     pub async fn migrate(&self, tables: &AuxiliaryTables) -> Result<(), StoreError> {
         let of = match &self.location {
-            Location::Sqlite(_) => tables.sqlite,
-            Location::Postgres(_) => tables.postgres,
+            StoreLocation::Sqlite(_) => tables.sqlite,
+            StoreLocation::Postgres(_) => tables.postgres,
         };
         let mut migrator = Migrator {
             migrations: of.migrations.clone(),
@@ -84,8 +84,8 @@ impl AuxiliaryDatabase {
     /// If the file cannot be opened.
     pub async fn writer(&self) -> Result<Option<OwnedConnection>, StoreError> {
         match &self.location {
-            Location::Sqlite(file) => file.open_writer().await.map(Some),
-            Location::Postgres(_) => Ok(None),
+            StoreLocation::Sqlite(file) => file.open_writer().await.map(Some),
+            StoreLocation::Postgres(_) => Ok(None),
         }
     }
 

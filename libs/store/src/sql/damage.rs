@@ -6,7 +6,7 @@ use contract::ids::Position;
 
 use crate::model::error::{Failure, StoreError};
 use crate::sql::connection::Connection;
-use crate::sql::location::Location;
+use crate::sql::location::StoreLocation;
 use crate::sql::{sqlite, statements};
 
 /// The number of events that are read at once; halved when a read fails.
@@ -52,7 +52,7 @@ struct Damage {
 }
 
 impl Damage {
-    async fn find(location: &Location) -> Self {
+    async fn find(location: &StoreLocation) -> Self {
         let Ok(readers) = location.open_readers().await else {
             return Self::default();
         };
@@ -96,10 +96,10 @@ pub(crate) async fn damaged_tables<'t>(
 /// Whether one of these tables has unreadable pages, as far as the database tells. On a connection of its
 /// own: after an error of this kind SQLite does not write in the same transaction.
 pub(crate) async fn is_damaged(
-    location: &Location,
+    location: &StoreLocation,
     tables: &'static [&'static str],
 ) -> Result<bool, StoreError> {
-    if let Location::Postgres(_) = location {
+    if let StoreLocation::Postgres(_) = location {
         return Ok(false);
     }
     let readers = location.open_readers().await?;
@@ -123,7 +123,7 @@ pub fn damage_in<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e Failure> {
 /// Returns the error of a store that reported damage, open or not: which events can be read, and how to
 /// recover. None if the URL is invalid, or everything can be read.
 pub async fn describe_damage(url: &str, damage: &Failure) -> Option<StoreError> {
-    let location = Location::parse(url).ok()?;
+    let location = StoreLocation::parse(url).ok()?;
     let found = Damage::find(&location).await;
     if found.is_log_readable() && found.tables.is_empty() {
         return None;
@@ -133,12 +133,12 @@ pub async fn describe_damage(url: &str, damage: &Failure) -> Option<StoreError> 
 }
 
 /// Returns the error of a damaged store that cannot be opened.
-pub(crate) async fn open_error(location: &Location, damage: Failure) -> StoreError {
+pub(crate) async fn open_error(location: &StoreLocation, damage: Failure) -> StoreError {
     StoreError::refused(describe(location, damage.as_str()).await).caused_by(damage)
 }
 
 /// Describes the damage, based on what can be read.
-pub(crate) async fn describe(location: &Location, detail: &str) -> String {
+pub(crate) async fn describe(location: &StoreLocation, detail: &str) -> String {
     message(location, detail, &Damage::find(location).await)
 }
 
@@ -193,7 +193,7 @@ async fn read_after_damage(
     }
 }
 
-fn message(location: &Location, detail: &str, damage: &Damage) -> String {
+fn message(location: &StoreLocation, detail: &str, damage: &Damage) -> String {
     format!(
         "{location} is damaged ({detail}): {}. {}",
         readable(damage),
@@ -233,7 +233,7 @@ fn readable(damage: &Damage) -> String {
 }
 
 /// Says how to recover, with commands that need no server.
-fn advice(location: &Location, damage: &Damage) -> String {
+fn advice(location: &StoreLocation, damage: &Damage) -> String {
     if damage.is_derivable() {
         return format!(
             "The log is intact, and everything else is derived from it: stop every process that uses the store, \
@@ -241,11 +241,11 @@ fn advice(location: &Location, damage: &Damage) -> String {
         );
     }
     let (keep, new) = match location {
-        Location::Sqlite(_) => (
+        StoreLocation::Sqlite(_) => (
             "Stop every process that uses it and keep it unchanged",
             "sqlite:NEW.db",
         ),
-        Location::Postgres(_) => (
+        StoreLocation::Postgres(_) => (
             "Stop every process that uses it, and see PostgreSQL's log and documentation for the damaged relation",
             "postgres://HOST/NEW",
         ),

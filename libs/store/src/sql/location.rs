@@ -11,12 +11,12 @@ use crate::sql::connection::{OwnedConnection, Pool};
 use crate::sql::{postgres, sqlite};
 
 #[derive(Clone, Debug)]
-pub(crate) enum Location {
+pub(crate) enum StoreLocation {
     Sqlite(sqlite::SqliteFile),
     Postgres(Box<postgres::PostgresDatabase>),
 }
 
-impl Location {
+impl StoreLocation {
     pub(crate) fn parse(url: &str) -> Result<Self, StoreError> {
         if let Some(path) = url.strip_prefix("sqlite:") {
             return Ok(Self::Sqlite(sqlite::SqliteFile::parse(url, path)?));
@@ -105,7 +105,7 @@ fn invalid_url(text: &str) -> String {
 }
 
 /// For display; without credentials.
-impl std::fmt::Display for Location {
+impl std::fmt::Display for StoreLocation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Sqlite(file) => file.path().display().fmt(f),
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     fn refused(text: &str) -> String {
-        Location::parse(text).unwrap_err().to_string()
+        StoreLocation::parse(text).unwrap_err().to_string()
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::model::snapshot::SnapshotChange;
 use crate::sql::columns::{CursorRow, StoredIdempotencyKey};
 use crate::sql::connection::{Connection, OwnedConnection};
 use crate::sql::damage::{self, SNAPSHOT_TABLES};
-use crate::sql::location::Location;
+use crate::sql::location::StoreLocation;
 use crate::sql::statements;
 use crate::writing::cache::WriterCache;
 use crate::writing::catch_up;
@@ -86,7 +86,7 @@ impl CommitJob {
 type BatchOutcomes = Vec<Result<StageOutcome, CommitError>>;
 
 pub(crate) struct Writer {
-    location: Location,
+    location: StoreLocation,
     /// None after a failure, until the writer reconnects.
     connection: Option<OwnedConnection>,
     backoff: Backoff,
@@ -129,7 +129,7 @@ impl Backoff {
 
 impl Writer {
     pub(crate) fn new(
-        location: Location,
+        location: StoreLocation,
         connection: OwnedConnection,
         cache: WriterCache,
         subscribers: Subscribers,

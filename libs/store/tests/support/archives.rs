@@ -11,7 +11,7 @@ use contract::ids::{Bucket, Position};
 use contract::log::{RawRecord, Record, RowChange, StreamKind};
 use contract::time::Timestamp;
 use store::{
-    ARCHIVE_LEASE, ChainHead, Fence, LogEntry, LogHash, PageQuery, Projector, SealLimits,
+    ARCHIVE_LEASE, BucketHead, Fence, LogEntry, LogHash, PageQuery, Projector, SealLimits,
     SealedFile, Store, heads, log_hash, seal,
 };
 
@@ -92,7 +92,7 @@ pub struct AllReads {
     pub without: Vec<LogEntry>,
     pub replayed: Vec<Record>,
     pub hashes: Vec<Option<ChainHash>>,
-    pub heads: Vec<ChainHead>,
+    pub heads: Vec<BucketHead>,
     pub log: LogHash,
     pub head: Position,
     pub ids: Vec<Option<Record>>,

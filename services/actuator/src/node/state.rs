@@ -481,7 +481,7 @@ impl NodeState {
         let key = self.endpoints.get(id)?;
         let folds = self.folds.lock();
         let instance = folds.get(key)?.state.instances.get(id)?;
-        Some((key.clone(), instance.clone()))
+        Some((key.clone(), (**instance).clone()))
     }
 
     /// Returns the deployment that an instance belongs to, and its readiness: in the log, so that it gets

@@ -101,9 +101,9 @@ fn view(
 
 pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
     let target = call.deployment()?;
-    let Resource::Deployment(document) =
-        parse_resource(&app, &call, "Deployment", &target.to_string())?
-    else {
+    let resource = parse_resource(&app, &call, "Deployment", &target.to_string())?;
+    let warnings = documents::warnings(&resource);
+    let Resource::Deployment(document) = resource else {
         return Err(ApiError::internal("parsed resource is not a Deployment"));
     };
     let findings = app.config.own_secrets.findings(&document.spec);
@@ -130,7 +130,7 @@ pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
         before.as_ref(),
         after.ok_or_else(deleted_concurrently)?,
         &outcome,
-        Vec::new(),
+        warnings,
     )
 }
 

@@ -30,7 +30,7 @@ use crate::call::Call;
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
 use crate::table::{Content, OPERATOR, PAGE, RouteEntry, VIEWER, record_schema, route, schema};
-use crate::views::{Progress, ViewsProjector};
+use crate::views::{ViewsProgress, ViewsProjector};
 
 /// The routes of this module.
 pub(super) fn routes() -> Vec<RouteEntry> {
@@ -188,7 +188,7 @@ pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
 /// A reader that follows the log.
 struct EventTail {
     store: Store,
-    progress: watch::Receiver<Progress>,
+    progress: watch::Receiver<ViewsProgress>,
     shutdown: CancellationToken,
     after: Position,
     ready: VecDeque<EventItem>,
@@ -309,7 +309,7 @@ pub async fn verify(app: Arc<App>, _call: Call) -> ApiResult {
 
 pub async fn verify_against(app: Arc<App>, call: Call) -> ApiResult {
     let Kept { heads } = call.parse_body()?;
-    let expected = heads.into_iter().map(|head| store::ChainHead {
+    let expected = heads.into_iter().map(|head| store::BucketHead {
         bucket: head.bucket,
         position: head.position,
         hash: head.hash,
@@ -317,7 +317,7 @@ pub async fn verify_against(app: Arc<App>, call: Call) -> ApiResult {
     run_verify(&app, &expected.collect::<Vec<_>>()).await
 }
 
-async fn run_verify(app: &App, expected: &[store::ChainHead]) -> ApiResult {
+async fn run_verify(app: &App, expected: &[store::BucketHead]) -> ApiResult {
     let mut projector = ViewsProjector::default();
     let report = store::verify_against(&app.deps.store, &mut projector, MODELS, expected).await?;
     let verified = Verified {

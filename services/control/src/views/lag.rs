@@ -9,7 +9,7 @@ use store::Store;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::Progress;
+use super::ViewsProgress;
 use crate::metrics::ControlMetrics;
 
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -18,7 +18,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 pub async fn watch(
     store: &Store,
     clock: &dyn Clock,
-    progress: watch::Receiver<Progress>,
+    progress: watch::Receiver<ViewsProgress>,
     metrics: &ControlMetrics,
 ) {
     let mut tracker = LagTracker::default();

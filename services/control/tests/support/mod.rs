@@ -18,7 +18,7 @@ use control::{
 use domain::zones::ZoneData;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use runtime::clock::{Clock, ManualClock};
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::ids::{Ids, SeededIds};
 use runtime::metrics::Metrics;
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ pub struct TestWorld {
     pub bus: Arc<LocalBus>,
     pub clock: Arc<ManualClock>,
     pub ids: Arc<SeededIds>,
-    pub health: Health,
+    pub health: HealthRegistry,
     pub http: reqwest::Client,
     /// Method, path template and status of every request so far.
     pub responses: Mutex<HashSet<(Method, String, u16)>>,
@@ -131,7 +131,7 @@ impl TestWorld {
         let store = Store::open(&url).await.unwrap();
         let clock = Arc::new(ManualClock::new(START));
         let ids = Arc::new(SeededIds::new(seed));
-        let health = Health::default();
+        let health = HealthRegistry::default();
         let shutdown = CancellationToken::new();
         let deps = ControlDeps {
             store: store.clone(),

@@ -15,7 +15,7 @@ const SLOT: usize = 0;
 
 /// One deployment with one instance of one slot, and its counters.
 struct TestDeployment {
-    endpoint: Arc<Endpoint>,
+    endpoint: Arc<ServedEndpoint>,
     meter: Rc<WorkerMeter>,
 }
 
@@ -32,7 +32,7 @@ impl TestDeployment {
             slots: 1,
         };
         state.set_instances(&[routed], || 0);
-        let deployment = Deployment {
+        let deployment = ServedDeployment {
             name_header: HeaderValue::from_static("blue"),
             limits: crate::limits::TimeLimits::new(&Default::default()),
             passes_authorization: false,
@@ -41,16 +41,18 @@ impl TestDeployment {
             limit: 1,
             thresholds_us: Vec::new(),
             error_mapping: Default::default(),
+            protocol: Default::default(),
             paths: None,
             state,
         };
-        let endpoint = Endpoint {
+        let endpoint = ServedEndpoint {
             uid,
             auth: AuthMode::Key,
             keys: Vec::new(),
             model_client_errors: ModelClientErrors::default(),
             request_bytes_max: 0,
             error_mapping: Default::default(),
+            protocol: Default::default(),
             shares: PathShares::new(std::iter::empty(), None),
             routed: None,
             deployments: vec![deployment],

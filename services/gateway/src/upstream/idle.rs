@@ -14,7 +14,7 @@ use super::connection::Upstream;
 use super::count_guard::CountGuard;
 use super::head::UpstreamRequest;
 use crate::body::RequestBody;
-use crate::instance::Instance;
+use crate::instance::ServedInstance;
 
 /// An open connection to an instance, ready for a request.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Upstream {
 impl IdleConnection {
     /// Opens a new connection, counted in `count`.
     pub async fn connect(
-        instance: &Instance,
+        instance: &ServedInstance,
         timeout: Duration,
         count: &Arc<AtomicUsize>,
     ) -> io::Result<Self> {

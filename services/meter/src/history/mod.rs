@@ -31,7 +31,7 @@ use tokio::sync::Mutex;
 
 pub use backup::backup_history;
 pub use past::PastQuery;
-pub use read::{GapSpan, POINTS_MAX, Point, Query};
+pub use read::{GapSpan, POINTS_MAX, Point, PointsQuery};
 use read::{StepGrid, read, read_coverage};
 pub(crate) use write::{BucketSave, SaveBatch, SavedBucket};
 
@@ -93,7 +93,7 @@ pub enum HistoryError {
 
 /// A cheap handle to the history.
 #[derive(Clone)]
-pub struct History {
+pub struct HistoryStore {
     inner: Arc<Inner>,
 }
 
@@ -112,7 +112,7 @@ enum Writer {
     ReadOnly,
 }
 
-impl History {
+impl HistoryStore {
     /// Opens the history, creating it if necessary.
     pub async fn open(location: &HistoryLocation) -> Result<Self, HistoryError> {
         Self::open_with_retries(location, true).await
@@ -226,7 +226,7 @@ impl History {
 
     /// Returns points of the live role, oldest first, then by endpoint and deployment. Steps without data
     /// have none.
-    pub async fn points(&self, query: &Query) -> Result<Vec<Point>, HistoryError> {
+    pub async fn points(&self, query: &PointsQuery) -> Result<Vec<Point>, HistoryError> {
         let grid = StepGrid::new(query)?;
         let mut pooled = self.pooled().await?;
         let snapshot = pooled.snapshot().await;

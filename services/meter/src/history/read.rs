@@ -18,7 +18,7 @@ type DeploymentKey = (String, String);
 
 /// Selects a part of the history.
 #[derive(Clone, Debug)]
-pub struct Query {
+pub struct PointsQuery {
     pub endpoint: Option<Name>,
     pub deployment: Option<Name>,
     pub from: Timestamp,
@@ -73,7 +73,7 @@ pub(super) struct StepGrid {
 }
 
 impl StepGrid {
-    pub(super) fn new(query: &Query) -> Result<Self, HistoryError> {
+    pub(super) fn new(query: &PointsQuery) -> Result<Self, HistoryError> {
         let step = query.step.secs();
         if step == 0 {
             let sentence = "`step` must be one second at least";
@@ -111,7 +111,7 @@ pub(super) struct HistoryRows {
 
 pub(super) async fn read(
     reader: &mut Connection<'_>,
-    query: &Query,
+    query: &PointsQuery,
     grid: StepGrid,
 ) -> sqlx::Result<HistoryRows> {
     let panes = read_panes(reader, query, grid).await?;
@@ -136,7 +136,7 @@ fn bucket_of((endpoint, _): &DeploymentKey) -> Bucket {
 }
 
 /// Adds the filters of a query to a statement that already has a condition.
-fn filtered(mut sql: Sql, query: &Query) -> Sql {
+fn filtered(mut sql: Sql, query: &PointsQuery) -> Sql {
     if let Some(endpoint) = &query.endpoint {
         let key = EndpointKey::new(endpoint);
         sql = sql.push(" AND endpoint = ").bind(key.as_str());
@@ -149,7 +149,7 @@ fn filtered(mut sql: Sql, query: &Query) -> Sql {
 
 async fn read_panes(
     reader: &mut Connection<'_>,
-    query: &Query,
+    query: &PointsQuery,
     grid: StepGrid,
 ) -> sqlx::Result<BTreeMap<DeploymentKey, BTreeMap<i64, Pane>>> {
     let sql = Sql::new(
@@ -178,7 +178,7 @@ async fn read_panes(
 
 async fn read_ready(
     reader: &mut Connection<'_>,
-    query: &Query,
+    query: &PointsQuery,
     grid: StepGrid,
 ) -> sqlx::Result<BTreeMap<DeploymentKey, Vec<(i64, u32)>>> {
     let sql = Sql::new(

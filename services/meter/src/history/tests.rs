@@ -56,14 +56,14 @@ fn save(generation: u64, second: i64) -> SaveBatch {
     }
 }
 
-async fn claim(history: &History, generation: u64) -> Option<SavedBucket> {
+async fn claim(history: &HistoryStore, generation: u64) -> Option<SavedBucket> {
     let wanted = BTreeMap::from([(bucket(), generation)]);
     history.claim(&wanted).await.unwrap().remove(&bucket())
 }
 
 /// Requests and covered seconds of a minute.
-async fn totals(history: &History) -> (u64, u64) {
-    let query = Query {
+async fn totals(history: &HistoryStore) -> (u64, u64) {
+    let query = PointsQuery {
         endpoint: None,
         deployment: None,
         from: Timestamp::from_secs(SECOND),
@@ -75,14 +75,14 @@ async fn totals(history: &History) -> (u64, u64) {
     point.map_or((0, 0), |p| (p.requests, p.covered_seconds))
 }
 
-async fn in_file(folder: &tempfile::TempDir) -> History {
+async fn in_file(folder: &tempfile::TempDir) -> HistoryStore {
     let location = HistoryLocation::File(folder.path().join("history.db"));
-    History::open(&location).await.unwrap()
+    HistoryStore::open(&location).await.unwrap()
 }
 
-async fn in_database() -> Option<History> {
+async fn in_database() -> Option<HistoryStore> {
     let location = HistoryLocation::Database(servers::Postgres::shared()?.database());
-    Some(History::open(&location).await.unwrap())
+    Some(HistoryStore::open(&location).await.unwrap())
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn a_backup_of_a_history_in_a_database_is_a_history_in_a_file() {
     assert!(!backup_history(&location, &file).await.unwrap());
     assert!(!file.exists());
 
-    let history = History::open(&location).await.unwrap();
+    let history = HistoryStore::open(&location).await.unwrap();
     claim(&history, 1).await.unwrap();
     // More than a page.
     for second in SECOND..SECOND + 30 {
@@ -127,7 +127,7 @@ async fn a_backup_of_a_history_in_a_database_is_a_history_in_a_file() {
     };
     history.save(&batch, false).await.unwrap();
     assert!(backup_history(&location, &file).await.unwrap());
-    let copy = History::open(&HistoryLocation::File(file.clone())).await;
+    let copy = HistoryStore::open(&HistoryLocation::File(file.clone())).await;
     let copy = copy.unwrap();
     assert_eq!(totals(&copy).await, totals(&history).await);
     assert!(totals(&copy).await.0 >= 30);
@@ -177,7 +177,7 @@ async fn assert_all_tables_copied(from: &HistoryLocation, to: &std::path::Path) 
     }
 }
 
-async fn a_claim_returns_what_was_saved(history: History) {
+async fn a_claim_returns_what_was_saved(history: HistoryStore) {
     assert!(claim(&history, 1).await.unwrap().open.is_none());
     assert!(
         history
@@ -192,7 +192,7 @@ async fn a_claim_returns_what_was_saved(history: History) {
     assert!(saved.open.is_some());
 }
 
-async fn a_former_owner_cannot_save_a_claimed_bucket(history: History) {
+async fn a_former_owner_cannot_save_a_claimed_bucket(history: HistoryStore) {
     claim(&history, 1).await.unwrap();
     history.save(&save(1, SECOND), false).await.unwrap();
     claim(&history, 2).await.unwrap();
@@ -203,7 +203,7 @@ async fn a_former_owner_cannot_save_a_claimed_bucket(history: History) {
     assert_eq!(totals(&history).await, (2, 2));
 }
 
-async fn a_save_whose_response_was_lost_is_not_written_twice(history: History) {
+async fn a_save_whose_response_was_lost_is_not_written_twice(history: HistoryStore) {
     claim(&history, 1).await.unwrap();
     history.save(&save(1, SECOND), false).await.unwrap();
     history.save(&save(1, SECOND), true).await.unwrap();
@@ -212,7 +212,7 @@ async fn a_save_whose_response_was_lost_is_not_written_twice(history: History) {
     assert_eq!(totals(&history).await, (2, 2));
 }
 
-async fn old_rows_are_deleted(history: History) {
+async fn old_rows_are_deleted(history: HistoryStore) {
     claim(&history, 1).await.unwrap();
     history.save(&save(1, SECOND), false).await.unwrap();
     history.save(&save(1, SECOND + 1), false).await.unwrap();
@@ -270,7 +270,7 @@ fn windows(generation: u64, first: i64) -> SaveBatch {
     }
 }
 
-async fn past(history: &History, from: i64, created_at: i64) -> Past {
+async fn past(history: &HistoryStore, from: i64, created_at: i64) -> Past {
     let query = PastQuery {
         endpoint: endpoint(),
         deployment: "blue".parse().unwrap(),
@@ -289,7 +289,7 @@ fn span(start: i64, end: i64, is_partial: bool) -> MeasuredSpan {
     }
 }
 
-async fn windows_are_read_back_as_they_were_measured(history: History) {
+async fn windows_are_read_back_as_they_were_measured(history: HistoryStore) {
     claim(&history, 1).await.unwrap();
     history.save(&windows(1, SECOND), false).await.unwrap();
     history.save(&windows(1, SECOND + 10), false).await.unwrap();
@@ -317,7 +317,7 @@ async fn windows_are_read_back_as_they_were_measured(history: History) {
     assert_eq!(instance.cpu_us, Some(700_000));
 }
 
-async fn what_two_owners_saved_of_a_second_counts_once(history: History) {
+async fn what_two_owners_saved_of_a_second_counts_once(history: HistoryStore) {
     claim(&history, 1).await.unwrap();
     history.save(&windows(1, SECOND), false).await.unwrap();
     let again = SaveBatch {
@@ -336,7 +336,7 @@ async fn what_two_owners_saved_of_a_second_counts_once(history: History) {
     assert!(nodes.instances.values().all(|reports| reports.len() == 1));
 }
 
-async fn an_earlier_incarnation_of_a_name_is_no_load(history: History) {
+async fn an_earlier_incarnation_of_a_name_is_no_load(history: HistoryStore) {
     claim(&history, 1).await.unwrap();
     history.save(&windows(1, SECOND), false).await.unwrap();
     let past = past(&history, SECOND, SECOND + 6).await;
@@ -347,7 +347,7 @@ async fn an_earlier_incarnation_of_a_name_is_no_load(history: History) {
     assert!(nodes.known.has(SECOND) && gateways.known.has(SECOND));
 }
 
-async fn a_history_of_an_older_release_is_read_with_what_it_has(history: History) {
+async fn a_history_of_an_older_release_is_read_with_what_it_has(history: HistoryStore) {
     claim(&history, 1).await.unwrap();
     history.save(&save(1, SECOND), false).await.unwrap();
     let past = past(&history, SECOND, 0).await;
@@ -361,7 +361,7 @@ async fn a_history_of_an_older_release_is_read_with_what_it_has(history: History
     assert!(nodes.measured.is_empty() && !nodes.known.has(SECOND));
 }
 
-async fn what_no_window_can_need_is_deleted_early(history: History) {
+async fn what_no_window_can_need_is_deleted_early(history: HistoryStore) {
     claim(&history, 1).await.unwrap();
     history.save(&windows(1, SECOND), false).await.unwrap();
     history.save(&windows(1, SECOND + 20), false).await.unwrap();
@@ -418,7 +418,7 @@ async fn a_claim_with_an_older_generation_returns_nothing() {
 async fn a_reader_cannot_write() {
     let folder = tempfile::tempdir().unwrap();
     let location = HistoryLocation::File(folder.path().join("history.db"));
-    let reader = History::open_read_only(&location).await.unwrap();
+    let reader = HistoryStore::open_read_only(&location).await.unwrap();
     let refused = reader.save(&save(1, SECOND), false).await.unwrap_err();
     assert!(refused.to_string().contains("reading only"), "{refused}");
 }

@@ -15,9 +15,9 @@ use contract::ids::{EndpointKey, Name, Uid};
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use contract::usage::UsageMinute;
-use meter::{Config, Deps, History, HistoryLocation, Meter, Point, Query};
+use meter::{Config, Deps, HistoryLocation, HistoryStore, Meter, Point, PointsQuery};
 use runtime::clock::ManualClock;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::ids::{Ids, SeededIds};
 use runtime::metrics::Metrics;
 use runtime::relay;
@@ -74,9 +74,9 @@ pub struct Harness {
 }
 
 pub struct RunningMeter {
-    pub history: History,
+    pub history: HistoryStore,
     pub metrics: Metrics,
-    pub health: Health,
+    pub health: HealthRegistry,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -158,7 +158,7 @@ impl Harness {
 
     /// Starts a meter that may not own any bucket yet.
     pub async fn run_on(&self, bus: Arc<dyn Bus>) -> RunningMeter {
-        let health = Health::default();
+        let health = HealthRegistry::default();
         let metrics = Metrics::default();
         let deps = Deps {
             store: self.store.clone(),
@@ -320,8 +320,8 @@ pub fn arrivals(minute: &UsageMinute) -> u64 {
 }
 
 /// Returns requests and covered seconds of a minute from the history.
-pub async fn saved_totals(history: &History, minute: i64) -> (u64, u64) {
-    let query = Query {
+pub async fn saved_totals(history: &HistoryStore, minute: i64) -> (u64, u64) {
+    let query = PointsQuery {
         endpoint: Some("iris".parse().unwrap()),
         deployment: None,
         from: Timestamp::from_secs(START + 60 * minute),
@@ -333,8 +333,8 @@ pub async fn saved_totals(history: &History, minute: i64) -> (u64, u64) {
     point.map_or((0, 0), |p| (p.requests, p.covered_seconds))
 }
 
-pub async fn points(history: &History, step: u64) -> Vec<Point> {
-    let query = Query {
+pub async fn points(history: &HistoryStore, step: u64) -> Vec<Point> {
+    let query = PointsQuery {
         endpoint: Some("iris".parse().unwrap()),
         deployment: None,
         from: Timestamp::from_secs(START),

@@ -15,7 +15,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use control::Limits;
 use runtime::descriptors::Descriptors;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::metrics::Metrics;
 use runtime::token::InternalToken;
 use serde_json::{Value, json};
@@ -36,7 +36,7 @@ const LIMITS: Limits = Limits {
 
 #[derive(Clone)]
 struct AdminState {
-    health: Health,
+    health: HealthRegistry,
     metrics: Metrics,
     token: Option<InternalToken>,
 }
@@ -79,7 +79,7 @@ impl Admin {
     /// Binds the listener; the routes of `more` are served next to the common ones.
     pub async fn bind(
         address: SocketAddr,
-        health: Health,
+        health: HealthRegistry,
         metrics: Metrics,
         token: Option<InternalToken>,
         more: Router,
@@ -173,8 +173,11 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
 
     /// An admin listener with this connection limit and this timeout for request heads.
-    async fn admin(connections: usize, head: Duration) -> (SocketAddr, Health, CancellationToken) {
-        let health = Health::default();
+    async fn admin(
+        connections: usize,
+        head: Duration,
+    ) -> (SocketAddr, HealthRegistry, CancellationToken) {
+        let health = HealthRegistry::default();
         let address = "127.0.0.1:0".parse().unwrap();
         let metrics = Metrics::default();
         let admin = Admin::bind(address, health.clone(), metrics, None, Router::new());

@@ -70,7 +70,7 @@ mod tests {
     use contract::events::{Empty, Event};
     use contract::log::{Actor, NewEvent};
     use contract::time::Timestamp;
-    use runtime::health::Health;
+    use runtime::health::HealthRegistry;
     use runtime::ids::SeededIds;
     use store::{ARCHIVE_LEASE, Append, Commit};
 
@@ -88,7 +88,7 @@ mod tests {
     }
 
     /// An archiver at second 1,000, of a store with events at these seconds.
-    async fn archiver(folder: &tempfile::TempDir, seconds: &[i64]) -> (Archiver, Health) {
+    async fn archiver(folder: &tempfile::TempDir, seconds: &[i64]) -> (Archiver, HealthRegistry) {
         let url = format!("sqlite:{}", folder.path().join("log.db").display());
         let store = Store::open(&url).await.unwrap();
         let event = |second: &i64| NewEvent {
@@ -107,7 +107,7 @@ mod tests {
             ..Commit::default()
         };
         store.commit(commit).await.unwrap();
-        let health = Health::default();
+        let health = HealthRegistry::default();
         let archiver = Archiver {
             store,
             clock: Arc::new(FixedClock(Timestamp::from_secs(1_000))),

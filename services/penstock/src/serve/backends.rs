@@ -109,7 +109,7 @@ mod tests {
     use clap::Parser;
     use domain::zones::ZoneData;
     use runtime::clock::SystemClock;
-    use runtime::health::Health;
+    use runtime::health::HealthRegistry;
     use runtime::ids::SystemIds;
     use runtime::metrics::Metrics;
     use tokio::sync::Semaphore;
@@ -140,7 +140,7 @@ mod tests {
             clock: Arc::new(SystemClock),
             ids: Arc::new(SystemIds::default()),
             metrics: Metrics::default(),
-            health: Health::default(),
+            health: HealthRegistry::default(),
             internal_token: None,
             zones: ZoneData::bundled(),
             own: Default::default(),

@@ -8,7 +8,7 @@ use bus::Bus;
 use contract::own_secrets::OwnSecrets;
 use domain::zones::ZoneData;
 use runtime::clock::Clock;
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::ids::Ids;
 use runtime::metrics::Metrics;
 use runtime::token::InternalToken;
@@ -27,7 +27,7 @@ pub struct ServerContext {
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn Ids>,
     pub metrics: Metrics,
-    pub health: Health,
+    pub health: HealthRegistry,
     pub internal_token: Option<InternalToken>,
     pub zones: ZoneData,
     /// This process's own secrets, which documents must not reference.

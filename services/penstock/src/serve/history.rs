@@ -3,16 +3,16 @@
 use autoscaler::{PastError, PastRequest, PastSource};
 use control::{HistoryQuery, HistorySource, SourceError};
 use domain::measure::Past;
-use meter::{History, HistoryLocation, PastQuery, Query};
+use meter::{HistoryLocation, HistoryStore, PastQuery, PointsQuery};
 use tokio::sync::OnceCell;
 
 /// The meter's history, as control's [`HistorySource`].
 pub struct MeterHistory {
-    history: History,
+    history: HistoryStore,
 }
 
 impl MeterHistory {
-    pub fn new(history: History) -> Self {
+    pub fn new(history: HistoryStore) -> Self {
         Self { history }
     }
 }
@@ -20,7 +20,7 @@ impl MeterHistory {
 #[async_trait::async_trait]
 impl HistorySource for MeterHistory {
     async fn history(&self, query: HistoryQuery) -> Result<Vec<serde_json::Value>, SourceError> {
-        let query = Query {
+        let query = PointsQuery {
             endpoint: query.endpoint,
             deployment: query.deployment,
             from: query.from,
@@ -43,12 +43,12 @@ impl HistorySource for MeterHistory {
 /// The meter's history, as the autoscaler's [`PastSource`].
 pub struct MeterPast {
     location: HistoryLocation,
-    history: OnceCell<History>,
+    history: OnceCell<HistoryStore>,
 }
 
 impl MeterPast {
     /// That of a meter in this process, or of meters in others, which is opened when it is first needed.
-    pub fn new(location: HistoryLocation, own: Option<History>) -> Self {
+    pub fn new(location: HistoryLocation, own: Option<HistoryStore>) -> Self {
         Self {
             location,
             history: OnceCell::new_with(own),
@@ -59,7 +59,7 @@ impl MeterPast {
 #[async_trait::async_trait]
 impl PastSource for MeterPast {
     async fn past(&self, request: &PastRequest) -> Result<Past, PastError> {
-        let open = || History::open_read_only(&self.location);
+        let open = || HistoryStore::open_read_only(&self.location);
         let history = self.history.get_or_try_init(open).await?;
         let query = PastQuery {
             endpoint: request.endpoint.clone(),

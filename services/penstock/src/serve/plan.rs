@@ -168,7 +168,7 @@ pub struct Startup<'a> {
     /// Set by the meter, if it runs in this process.
     pub history: Option<Arc<dyn HistorySource>>,
     /// The same, for the windows of rules.
-    pub past: Option<meter::History>,
+    pub past: Option<meter::HistoryStore>,
     /// The URL of the admin listener, once it is open.
     pub admin: Option<String>,
     /// The task group of the service that is being started.

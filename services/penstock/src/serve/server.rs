@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use runtime::clock::{Clock, SteppedClock, SystemClock};
-use runtime::health::Health;
+use runtime::health::HealthRegistry;
 use runtime::ids::SystemIds;
 use runtime::metrics::Metrics;
 use runtime::retry::open_when_available;
@@ -146,7 +146,7 @@ async fn open_context(
         zones,
         ids: Arc::new(SystemIds::default()),
         metrics: Metrics::default(),
-        health: Health::default(),
+        health: HealthRegistry::default(),
         internal_token: internal_token.transpose()?,
         own: own_secrets(args, |name| std::env::var_os(name)),
         log_readers: Arc::new(Semaphore::new(READERS_MAX)),

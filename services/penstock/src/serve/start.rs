@@ -16,7 +16,7 @@ use bus::Bus;
 use control::{Control, ControlConfig, ControlDeps, HistorySource, Limits, NoHistory};
 use domain::instances::plan::REMOVAL_GRACE;
 use gateway::Gateway;
-use meter::{History, HistoryLocation, Meter};
+use meter::{HistoryLocation, HistoryStore, Meter};
 use prometheus_client::metrics::counter::Counter;
 use runtime::health::Component;
 use runtime::reconcile::Deps;
@@ -257,7 +257,7 @@ async fn shared_history(location: &HistoryLocation) -> anyhow::Result<Arc<dyn Hi
     if matches!(location, HistoryLocation::File(_)) {
         return Ok(Arc::new(NoHistory));
     }
-    let history = History::open_read_only(location).await?;
+    let history = HistoryStore::open_read_only(location).await?;
     Ok(Arc::new(MeterHistory::new(history)))
 }
 
@@ -476,12 +476,12 @@ fn planner(
 
 #[cfg(test)]
 mod tests {
-    use runtime::health::Health;
+    use runtime::health::HealthRegistry;
 
     use super::*;
 
-    fn fixture(is_needed: bool, has_answered: bool) -> (Health, Component, BusHealth) {
-        let health = Health::default();
+    fn fixture(is_needed: bool, has_answered: bool) -> (HealthRegistry, Component, BusHealth) {
+        let health = HealthRegistry::default();
         let component = health.component("bus");
         component.ready();
         let bus_health = BusHealth {

@@ -6,7 +6,7 @@ use contract::ids::Position;
 use control::ViewsProjector;
 use domain::views::MODELS;
 use serde::{Deserialize, Serialize};
-use store::{ChainHead, VerifyReport};
+use store::{BucketHead, VerifyReport};
 
 use super::{Format, StoreSelector, failed};
 use cli::error::CliError;
@@ -35,7 +35,7 @@ pub struct VerifyArgs {
 /// The output of `events head -o json`.
 #[derive(Deserialize)]
 struct SavedHeads {
-    items: Vec<ChainHead>,
+    items: Vec<BucketHead>,
 }
 
 #[derive(Serialize)]
@@ -62,7 +62,7 @@ pub async fn verify(args: &VerifyArgs) -> Result<(), CliError> {
     }
 }
 
-fn read_heads(file: &PathBuf) -> Result<Vec<ChainHead>, CliError> {
+fn read_heads(file: &PathBuf) -> Result<Vec<BucketHead>, CliError> {
     let name = file.display();
     let text = std::fs::read_to_string(file).map_err(|error| {
         CliError::Failed(format!("{name} cannot be read: {error}")).caused_by(error)

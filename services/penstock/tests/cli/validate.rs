@@ -55,6 +55,27 @@ fn validate_warns_of_what_is_valid_and_probably_not_intended() {
 }
 
 #[test]
+fn validate_names_the_line_for_a_known_servers_command() {
+    let home = Home::new();
+    let document = "apiVersion: penstock/v1
+kind: Deployment
+metadata: {name: blue, endpoint: iris}
+spec:
+  backend: process
+  instanceType: cpu-small
+  command: [vllm, serve, m, --port, \"{port}\"]
+";
+    home.file("vllm.yaml", document);
+    let result = home.run(&["validate", "-f", "vllm.yaml"]);
+    assert_eq!(result.code, 0, "{result:?}");
+    let begin = "warning: vllm.yaml:7:3: /spec/command: this starts vLLM; add `server: vllm` ";
+    assert!(result.err.starts_with(begin), "{}", result.err);
+    home.file("vllm.yaml", &format!("{document}  server: generic\n"));
+    let result = home.run(&["validate", "-f", "vllm.yaml"]);
+    assert_eq!((result.code, result.err.as_str()), (0, ""), "{result:?}");
+}
+
+#[test]
 fn validate_shows_every_fault_of_every_file_at_any_depth() {
     let home = Home::new();
     home.file(

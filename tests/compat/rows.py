@@ -82,16 +82,18 @@ class Row:
 
 
 LITSERVE_LOSES = (
-    "LitServe's front process never answers a request whose worker has died, so it ends at the time-out, as 408. Served with"
-    " `restart_workers=True`; without, the entire server ends half a minute later."
+    "A request whose worker has died is never answered (`findings/litserve-leaves-requests-unanswered.sh`), so it ends at the"
+    " time-out, as 408. Served with `restart_workers=True`; without, the entire server ends half a minute later. Its temporary"
+    " files stay when it is ended, hence `TMPDIR`."
 )
 
 ALL = [
     Row("mlflow", "MLflow", "mlflow", "requests", mlflow_request,
         reading=lambda answer: plain_reading(answer["predictions"]), prepare="make.py"),
     Row("mlserver", "MLServer", "mlserver", "triton", tensor_request, reading=tensor_reading,
-        note="Served without its parallel worker (`MLSERVER_PARALLEL_WORKERS: \"0\"`): once that worker is killed, MLServer"
-        " 1.7.1 answers every request with 500, and still says that it is ready. It has no binary tensors."),
+        note="Served without its parallel worker (`MLSERVER_PARALLEL_WORKERS: \"0\"`): after the death of that process MLServer"
+        " 1.7.1 answers 500 for seconds, and says that it is ready (`findings/mlserver-ready-without-workers.sh`). It has"
+        " no binary tensors; KServe has."),
     Row("kserve", "KServe", "kserve", "triton", tensor_request, reading=tensor_reading),
     Row("uvicorn", "FastAPI, uvicorn", "uvicorn", "requests", plain_request("/score")),
     Row("uvicorn-workers", "FastAPI, uvicorn with 2 workers", "uvicorn", "requests", plain_request("/score"),
@@ -102,4 +104,7 @@ ALL = [
         reading=chat_reading, lost_as=504, note=LITSERVE_LOSES.replace("408", "504")),
     Row("bentoml", "BentoML", "bentoml", "requests", plain_request("/predict")),
     Row("azureml", "Azure ML inference server", "azureml", "requests", plain_request("/score")),
+    Row("torchserve", "TorchServe", "torchserve", "requests", plain_request("/predictions/sum"), prepare="make.py",
+        needs="java", lost_as=424,
+        note="A request whose worker has died is answered by TorchServe itself, with 507, which is 424 as any error of a model."),
 ]  # fmt: skip

@@ -39,7 +39,11 @@ class Result:
         return self.skipped is None and all(self.outcomes)
 
     def cells(self, server, client):
-        return table.cells(self.row, " ".join(server.pins()), " ".join(client.pins()), self.outcomes)
+        return table.cells(self.row, versions(server), versions(client), self.outcomes)
+
+
+def versions(environment):
+    return ", ".join(pin.replace("==", " ") for pin in environment.pins() if "==" in pin)
 
 
 def install(row):
@@ -154,4 +158,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -104,6 +104,7 @@ def worker_killed(test):
     none_failed(load, but=lambda outcome: outcome.status == lost_as)
     if not replaced:
         raise Failed(f"no process took its place within {WAIT_SECONDS} s")
+    test.penstock.wait_for_instances(test.deployment, 2)
     return f"{len(load.failures())} of {len(load.outcomes)} requests failed, in flight then, as {lost_as}"
 
 
@@ -114,6 +115,8 @@ def replaced(test):
     changed = document.replace("env: {", f"env: {{{variable}, ", 1)
     if changed == document:
         changed = document.replace("spec: {backend", f"spec: {{env: {{{variable}}}, backend", 1)
+    if changed == document:
+        raise Failed("its document has no place for a variable: neither `env: {` nor `spec: {backend`")
     # Whatever the step before left behind.
     test.scale(1)
     with Load(test.penstock, test.row, test.key) as load:

@@ -7,7 +7,7 @@ from steps import STEPS
 
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- make test-servers: begin -->", "<!-- make test-servers: end -->"
-HEAD = ["server", "versions", "client", *(name for name, _ in STEPS)]
+HEAD = ["server", "versions", "used by", *(name for name, _ in STEPS)]
 
 
 def line(cells):

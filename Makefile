@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check check-licenses check-unused advisories bench bench-decisions bench-endpoints bench-gateway bench-log bench-start sim fuzz faults away schemas stack-up stack-down clean
+.PHONY: help demo run test check check-licenses check-unused advisories bench bench-decisions bench-endpoints bench-gateway bench-log bench-start test-servers sim fuzz faults away schemas stack-up stack-down clean
 
 # A newly installed toolchain may not be on PATH yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -24,6 +24,12 @@ test: ## Run every test suite (installs prerequisites, including servers); PENST
 	# End-to-end tests run the real binaries.
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace --no-fail-fast
+
+test-servers: ## Serve real model servers (MLflow, Triton's clients, OpenAI's, …) with their own clients; installs 7 GB; ARGS=--only mlflow,litserve, --update-readme
+	@scripts/setup.sh
+	@python3 -c 'import venv, ensurepip' 2>/dev/null || { echo "test-servers: Python's venv module is missing; install python3-venv with your package manager" >&2; exit 1; }
+	cargo build --locked --release --bin penstock
+	tests/compat/run.py $(ARGS)
 
 check: ## Formatting and lints; warnings are errors
 	@scripts/setup.sh check kafka

@@ -137,6 +137,8 @@ pub struct SeenHeads {
     path: String,
     /// Whether any had the client's own id of the request.
     pub has_request_id: bool,
+    /// Whether any named a deployment.
+    pub names_deployment: bool,
 }
 
 /// Validates a complete head and returns the length of the body that follows.
@@ -166,8 +168,13 @@ pub fn check_head(head: &[u8], seen: &mut SeenHeads) -> Result<BodyLength, HeadE
         let name = header.name.as_bytes();
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => hosts += 1,
+            // The first letter rules out `content-type`.
             12 if matches!(name[0], b'x' | b'X') && name.eq_ignore_ascii_case(b"x-request-id") => {
                 seen.has_request_id = true;
+            }
+            19 if name.eq_ignore_ascii_case(b"penstock-deployment") => seen.names_deployment = true,
+            24 if name.eq_ignore_ascii_case(b"azureml-model-deployment") => {
+                seen.names_deployment = true;
             }
             // Other protocols are offers (Java's client offers h2c), which a response may ignore.
             7 if name.eq_ignore_ascii_case(b"upgrade")

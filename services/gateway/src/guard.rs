@@ -101,6 +101,11 @@ impl ConnectionState {
         self.seen_heads.borrow().has_request_id
     }
 
+    /// Whether any request so far named a deployment.
+    pub fn names_deployments(&self) -> bool {
+        self.seen_heads.borrow().names_deployment
+    }
+
     /// Whether more of the current request's body is to arrive.
     pub fn is_receiving(&self) -> bool {
         self.is_receiving.get()

@@ -210,7 +210,9 @@ fn match_route<'a>(
         if endpoint.auth == AuthMode::Key {
             authorize(&endpoint, &parts.headers)?;
         }
-        let deployment = choose_deployment(&endpoint, target.kind, &parts.headers)?;
+        let named = || named_deployment(&parts.headers);
+        let named = client.connection.names_deployments().then(named).flatten();
+        let deployment = choose_deployment(&endpoint, target.kind, named)?;
         let path = match &endpoint.deployments[deployment].paths {
             Some(paths) => paths.upstream_path(target.kind, target.path),
             None => Cow::Borrowed(target.path),
@@ -370,16 +372,21 @@ fn leads_elsewhere(path: &str) -> bool {
     })
 }
 
-/// Returns the deployment that the request names, or else the next by the shares of its path.
+/// The deployment that the request names, if it does.
+fn named_deployment(headers: &HeaderMap) -> Option<&HeaderValue> {
+    // Scanning the few headers beats hashing two names.
+    let find = |header: HeaderName| headers.iter().find(|(name, _)| **name == header);
+    let named = find(DEPLOYMENT).or_else(|| find(AZURE_DEPLOYMENT));
+    named.map(|(_, name)| name)
+}
+
+/// Returns the named deployment, or else the next by the shares of its path.
 fn choose_deployment(
     endpoint: &ServedEndpoint,
     kind: PathKind,
-    headers: &HeaderMap,
+    named: Option<&HeaderValue>,
 ) -> Result<usize, Refusal> {
-    // Few requests name one, so scanning the few headers beats hashing two names.
-    let find = |header: HeaderName| headers.iter().find(|(name, _)| **name == header);
-    let named = find(DEPLOYMENT).or_else(|| find(AZURE_DEPLOYMENT));
-    if let Some((_, name)) = named {
+    if let Some(name) = named {
         let named = endpoint.deployment(name.as_bytes());
         let named = named.ok_or(Refusal::UnknownDeployment)?;
         return match endpoint.deployments[named].opens(kind) {

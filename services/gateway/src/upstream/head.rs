@@ -54,7 +54,8 @@ impl UpstreamRequest<'_> {
             out.extend_from_slice(piece);
         }
         let mut connection_options = ConnectionOptions::default();
-        for connection in self.headers.get_all(CONNECTION) {
+        // Scanning the few headers beats hashing a name.
+        for (_, connection) in self.headers.iter().filter(|(name, _)| **name == CONNECTION) {
             connection_options.add(connection.as_bytes());
         }
         let mut host: &[u8] = b"";

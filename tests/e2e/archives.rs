@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 use serde_json::json;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 
 use crate::support::{DataFolder, Penstock};
 
@@ -62,6 +64,52 @@ async fn a_server_continues_and_verifies_after_its_log_was_archived() {
         said.contains("archive/1-") && said.contains("is missing"),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn a_server_does_not_start_with_a_forged_access_token_of_the_archived_log() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    penstock.deploy("iris", "blue", 1).await;
+    penstock.stop().await;
+    assert!(archive(&folder).status.success());
+    let file = folder.path().join("penstock.db");
+    let mut connection = SqliteConnectOptions::new()
+        .filename(file)
+        .connect()
+        .await
+        .unwrap();
+    // Only the last event of the stream is still there, and the access of everybody follows from it.
+    let forge = "UPDATE events SET data = replace(data, 'hash', 'hAsh') \
+                 WHERE stream = 'access/default' RETURNING position";
+    let position: i64 = sqlx::query_scalar(forge)
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+    let expected = format!("position {position}: the store's copy differs from the archive");
+    for arguments in [
+        &[
+            "serve",
+            "--control-addr",
+            "127.0.0.1:0",
+            "--gateway-addr",
+            "127.0.0.1:0",
+        ][..],
+        &["store", "verify"],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_penstock"))
+            .args(arguments)
+            .arg("--data")
+            .arg(folder.path())
+            .env_remove("PENSTOCK_STORE")
+            .env_remove("PENSTOCK_ARCHIVE")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains(&expected), "{arguments:?}: {said}");
+    }
 }
 
 #[tokio::test]

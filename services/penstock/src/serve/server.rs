@@ -112,10 +112,15 @@ fn store_url(args: &ServeArgs, data: &Path) -> String {
 async fn open_store(args: &ServeArgs, data: &Path) -> anyhow::Result<Store> {
     let url = store_url(args, data);
     let archives = args.archive.as_deref();
+    let open = || async {
+        let store = Store::open_with(&url, archives).await?;
+        store::check_retained(&store).await?;
+        Ok(store)
+    };
     // A file exists or does not; a database server may start after us.
     let opened = match url.starts_with("sqlite:") {
-        true => Store::open_with(&url, archives).await,
-        false => open_when_available(|| Store::open_with(&url, archives)).await,
+        true => open().await,
+        false => open_when_available(open).await,
     };
     opened.context("cannot open the event store")
 }

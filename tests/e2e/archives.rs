@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use reqwest::StatusCode;
+use reqwest::{Method, Response, StatusCode};
 use serde_json::json;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
@@ -21,6 +21,18 @@ fn archive(folder: &DataFolder) -> Output {
         .env_remove("PENSTOCK_ARCHIVE")
         .output()
         .unwrap()
+}
+
+/// Checks that a response names the missing file.
+async fn unavailable(response: Response) {
+    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    let problem: serde_json::Value = response.json().await.unwrap();
+    assert_eq!(problem["code"], "archive-unavailable", "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("archive/1-") && detail.contains("is missing"),
+        "{problem}"
+    );
 }
 
 #[tokio::test]
@@ -49,9 +61,18 @@ async fn a_server_continues_and_verifies_after_its_log_was_archived() {
     let replay = json!({"checkDecisions": true});
     let replayed = penstock.post("/v1/events/replay", &replay).await;
     assert_eq!(replayed["ok"], true, "{replayed}");
-    penstock.stop().await;
-    // A missing file is named in the error.
+    // A missing file is named in the error, by the server and without it.
     fs::rename(folder.path().join("archive"), folder.path().join("away")).unwrap();
+    for (path, body) in [
+        ("/v1/events/verify", json!({"heads": []})),
+        ("/v1/events/replay", replay),
+    ] {
+        let request = penstock.api(Method::POST, path).json(&body);
+        unavailable(request.send().await.unwrap()).await;
+    }
+    let exported = penstock.api(Method::GET, "/v1/events?after=0&limit=5");
+    unavailable(exported.send().await.unwrap()).await;
+    penstock.stop().await;
     let output = Command::new(env!("CARGO_BIN_EXE_penstock"))
         .args(["store", "hash", "--data"])
         .arg(folder.path())

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use contract::ids::Name;
 use futures::{Stream, StreamExt, TryStreamExt};
 use reqwest::header::HeaderName;
@@ -402,21 +403,31 @@ async fn head(client: &Client) -> Result<u64, CliError> {
     Ok(body.get("head").and_then(Value::as_u64).unwrap_or(0))
 }
 
+/// The longest delay before a stream is resumed.
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(1);
+
+/// The delays before a stream is resumed. After them, a server that cannot be reached is an error.
+const RECONNECT_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(200))
+    .with_max_delay(RECONNECT_DELAY_MAX)
+    .with_max_times(4);
+
 /// Follows the stream, and resumes it after a disconnect.
 async fn follow(client: &Client, after: u64, filter: &Filter<'_>) -> Result<(), CliError> {
-    const TRIES: u32 = 5;
     let mut after = after;
-    let mut failures = 0;
+    let mut delays = RECONNECT_BACKOFF.build();
     loop {
         let before = after;
         let ended = follow_once(client, &mut after, filter).await;
-        failures = if after > before { 0 } else { failures + 1 };
-        match ended {
-            Ok(()) => {}
-            Err(CliError::Client(ClientError::Unreachable { .. })) if failures < TRIES => {}
-            Err(error) => return Err(error),
+        if after > before {
+            delays = RECONNECT_BACKOFF.build();
         }
-        tokio::time::sleep(Duration::from_millis(200 * u64::from(failures.min(TRIES)))).await;
+        let delay = match (ended, delays.next()) {
+            (Ok(()), delay) => delay.unwrap_or(RECONNECT_DELAY_MAX),
+            (Err(CliError::Client(ClientError::Unreachable { .. })), Some(delay)) => delay,
+            (Err(error), _) => return Err(error),
+        };
+        tokio::time::sleep(delay).await;
     }
 }
 

@@ -24,13 +24,13 @@ use super::task_groups::{TaskGroupName, TaskGroups};
 use super::{start, zone_files};
 
 /// A running process.
-pub struct Server {
+pub struct ServerProcess {
     folder: DataFolder,
     ctx: ServerContext,
     addresses: Addresses,
 }
 
-impl Server {
+impl ServerProcess {
     /// Starts the services of the plan. Tasks that were started before an error or a cancellation are in
     /// `groups`; the caller must shut them down.
     pub async fn start(

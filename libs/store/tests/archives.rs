@@ -6,6 +6,7 @@
 mod support;
 
 use std::error::Error;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fs, io};
 
@@ -205,6 +206,17 @@ async fn a_backup_contains_all_archives(db: TestDatabase) {
         let path = target.path().join(name);
         let hash = backup(&store, &path, |_, _| {}).await.unwrap();
         assert_eq!(hash, original.log);
+    }
+    // With PostgreSQL the files of the backup have the entire log.
+    let archives = match fixture.db {
+        TestDatabase::Sqlite(_) => fs::read_dir(fixture.archives()).unwrap().collect(),
+        TestDatabase::Postgres(_) => Vec::new(),
+    };
+    for entry in archives {
+        let entry = entry.unwrap();
+        let copied = target.path().join("archive").join(entry.file_name());
+        let copied = fs::metadata(copied).unwrap();
+        assert_ne!(copied.ino(), entry.metadata().unwrap().ino());
     }
     fs::remove_dir_all(fixture.archives()).unwrap();
     for name in ["monday.db", "tuesday.db"] {

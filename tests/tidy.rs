@@ -420,6 +420,52 @@ fn a_type_name_means_one_thing() {
     assert_none(offenders.collect(), "give each its own name");
 }
 
+/// The message of a log macro: the last text among its arguments, which begin here.
+fn log_message(arguments: &str) -> &str {
+    let (mut depth, mut message, mut text_from) = (1, "", None);
+    let mut chars = arguments.char_indices();
+    while let (true, Some((at, char))) = (depth > 0, chars.next()) {
+        match (char, text_from) {
+            ('\\', Some(_)) => drop(chars.next()),
+            ('"', Some(from)) => {
+                message = &arguments[from..at];
+                text_from = None;
+            }
+            (_, Some(_)) => {}
+            ('"', None) => text_from = Some(at + 1),
+            ('(', None) => depth += 1,
+            (')', None) => depth -= 1,
+            _ => {}
+        }
+    }
+    message
+}
+
+#[test]
+fn a_log_message_is_one_clause() {
+    let mut offenders = Vec::new();
+    for path in ["libs", "services", "clients"]
+        .into_iter()
+        .flat_map(sources)
+    {
+        let source = text(&path).unwrap();
+        let code: Vec<&str> = shipped_lines(&path, &source)
+            .map(|(_, line)| line)
+            .collect();
+        let code = code.join("\n");
+        let calls = code.split("tracing::").skip(1);
+        let calls = calls.filter_map(|call| call.split_once("!("));
+        for (level, arguments) in calls {
+            let message = log_message(arguments);
+            let is_log = ["error", "warn", "info", "debug", "trace"].contains(&level);
+            if is_log && message.contains(';') {
+                offenders.push(format!("{}: {message}", path.display()));
+            }
+        }
+    }
+    assert_none(offenders, "what follows, or what to do, is a field");
+}
+
 #[test]
 fn every_library_has_its_public_items_documented() {
     const LINTS: &str = "#![warn(missing_docs, clippy::missing_errors_doc)]";

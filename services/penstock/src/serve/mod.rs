@@ -89,7 +89,7 @@ async fn serve(args: ServeArgs, plan: Plan, budget: DescriptorBudget) -> anyhow:
     if let Some(server) = started {
         server.close().await;
         let data = args.data.display();
-        tracing::info!(%data, "stopped; all data is kept, and the next start with it continues from here");
+        tracing::info!(%data, hint = "all data is kept; the next start continues from here", "stopped");
     }
     served
 }

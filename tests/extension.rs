@@ -1,4 +1,5 @@
-//! Checks CONTRIBUTING's lists of places to extend: each file exists and contains the quoted text.
+//! Checks CONTRIBUTING's lists of places to extend: each file exists and contains the quoted text. Also its
+//! examples of changes.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -90,4 +91,39 @@ fn additions_touch_few_places() {
             "{kind} takes {count} places, at most {max} are allowed"
         );
     }
+}
+
+/// Whether a line of code contains this number.
+fn contains_number(line: &str, number: &str) -> bool {
+    let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    !line.trim_start().starts_with("//") && words.any(|word| word.replace('_', "") == number)
+}
+
+#[test]
+fn the_changes_that_test_the_code_map_start_from_what_the_code_has() {
+    let text = read("CONTRIBUTING.md").unwrap();
+    let section = text.split("\n## Ten changes to test the code map\n").nth(1);
+    let section = section.unwrap().split("\n## ").next().unwrap();
+    let rows = section.lines().filter_map(|line| {
+        let mut cells = line.split('|').map(str::trim).skip(1);
+        Some((
+            cells.next()?,
+            cells.next()?.strip_prefix('`')?.strip_suffix('`')?,
+        ))
+    });
+    let rows: Vec<(&str, &str)> = rows.collect();
+    assert_eq!(rows.len(), 10);
+    let mut numbers = 0;
+    for (change, file) in rows {
+        let content = read(file).unwrap_or_else(|| panic!("{change}: there is no file {file}"));
+        let Some((_, number)) = change.split_once(" instead of ") else {
+            continue;
+        };
+        numbers += 1;
+        assert!(
+            content.lines().any(|line| contains_number(line, number)),
+            "{change}: {file} does not contain {number}"
+        );
+    }
+    assert!(numbers > 0);
 }

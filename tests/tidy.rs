@@ -377,8 +377,9 @@ fn modules_of_a_crate_import_each_other_one_way() {
     );
 }
 
-/// Names of types that several crates use for the same thing: what each defines to fill a shared pattern.
-const PATTERN_TYPES: [&str; 3] = ["BoxedError", "Config", "Deps"];
+/// Names of types that are used several times for the same thing: what each crate defines to fill a shared
+/// pattern, and what takes the place of another without a feature.
+const PATTERN_TYPES: [&str; 4] = ["BoxedError", "Config", "Deps", "KafkaLog"];
 
 /// The name of the type that a line declares for other modules.
 fn shared_type(line: &str) -> Option<&str> {
@@ -392,7 +393,7 @@ fn shared_type(line: &str) -> Option<&str> {
 
 #[test]
 fn a_type_name_means_one_thing() {
-    let mut crates = BTreeMap::<String, BTreeSet<&str>>::new();
+    let mut files = BTreeMap::<String, BTreeSet<PathBuf>>::new();
     for package in &metadata().packages {
         let folder = package.manifest_path.parent().unwrap().as_std_path();
         let folder = folder.strip_prefix(root()).unwrap();
@@ -404,19 +405,65 @@ fn a_type_name_means_one_thing() {
             let source = text(&path).unwrap();
             for (_, line) in shipped_lines(&path, &source) {
                 if let Some(name) = shared_type(line) {
-                    crates
+                    files
                         .entry(name.to_owned())
                         .or_default()
-                        .insert(&package.name);
+                        .insert(path.clone());
                 }
             }
         }
     }
-    let offenders = crates
+    let offenders = files
         .into_iter()
-        .filter(|(name, crates)| crates.len() > 1 && !PATTERN_TYPES.contains(&name.as_str()))
-        .map(|(name, crates)| format!("{name}: {crates:?}"));
+        .filter(|(name, files)| files.len() > 1 && !PATTERN_TYPES.contains(&name.as_str()))
+        .map(|(name, files)| format!("{name}: {files:?}"));
     assert_none(offenders.collect(), "give each its own name");
+}
+
+/// The message of a log macro: the last text among its arguments, which begin here.
+fn log_message(arguments: &str) -> &str {
+    let (mut depth, mut message, mut text_from) = (1, "", None);
+    let mut chars = arguments.char_indices();
+    while let (true, Some((at, char))) = (depth > 0, chars.next()) {
+        match (char, text_from) {
+            ('\\', Some(_)) => drop(chars.next()),
+            ('"', Some(from)) => {
+                message = &arguments[from..at];
+                text_from = None;
+            }
+            (_, Some(_)) => {}
+            ('"', None) => text_from = Some(at + 1),
+            ('(', None) => depth += 1,
+            (')', None) => depth -= 1,
+            _ => {}
+        }
+    }
+    message
+}
+
+#[test]
+fn a_log_message_is_one_clause() {
+    let mut offenders = Vec::new();
+    for path in ["libs", "services", "clients"]
+        .into_iter()
+        .flat_map(sources)
+    {
+        let source = text(&path).unwrap();
+        let code: Vec<&str> = shipped_lines(&path, &source)
+            .map(|(_, line)| line)
+            .collect();
+        let code = code.join("\n");
+        let calls = code.split("tracing::").skip(1);
+        let calls = calls.filter_map(|call| call.split_once("!("));
+        for (level, arguments) in calls {
+            let message = log_message(arguments);
+            let is_log = ["error", "warn", "info", "debug", "trace"].contains(&level);
+            if is_log && message.contains(';') {
+                offenders.push(format!("{}: {message}", path.display()));
+            }
+        }
+    }
+    assert_none(offenders, "what follows, or what to do, is a field");
 }
 
 #[test]

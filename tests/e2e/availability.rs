@@ -215,7 +215,7 @@ async fn a_crash_loop_beside_a_healthy_sibling_backs_off() {
             .filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let of_failures = lines.filter(|line| {
             let message = line["fields"]["message"].as_str().unwrap_or_default();
-            line["level"] == "WARN" && message.starts_with("instances fail;")
+            line["level"] == "WARN" && message == "instances fail"
         });
         of_failures
             .filter_map(|line| line["fields"]["failures"].as_u64())

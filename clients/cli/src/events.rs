@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use contract::ids::Name;
 use futures::{Stream, StreamExt, TryStreamExt};
 use reqwest::header::HeaderName;
@@ -124,6 +125,14 @@ enum EventFormat {
     Json,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ReportFormat {
+    /// One line per fact and problem, for people
+    Text,
+    /// The API's body, unchanged
+    Json,
+}
+
 /// Write the log as one JSON object per line
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -158,7 +167,7 @@ struct VerifyArgs {
     heads: Option<PathBuf>,
     /// Output format
     #[arg(short, long, value_enum, default_value = "text")]
-    output: EventFormat,
+    output: ReportFormat,
 }
 
 /// Re-evaluate recorded decisions with the same inputs
@@ -174,7 +183,7 @@ struct ReplayArgs {
     check_decisions: bool,
     /// Output format
     #[arg(short, long, value_enum, default_value = "text")]
-    output: EventFormat,
+    output: ReportFormat,
 }
 
 /// Number of events per request.
@@ -402,21 +411,31 @@ async fn head(client: &Client) -> Result<u64, CliError> {
     Ok(body.get("head").and_then(Value::as_u64).unwrap_or(0))
 }
 
+/// The longest delay before a stream is resumed.
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(1);
+
+/// The delays before a stream is resumed. After them, a server that cannot be reached is an error.
+const RECONNECT_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(200))
+    .with_max_delay(RECONNECT_DELAY_MAX)
+    .with_max_times(4);
+
 /// Follows the stream, and resumes it after a disconnect.
 async fn follow(client: &Client, after: u64, filter: &Filter<'_>) -> Result<(), CliError> {
-    const TRIES: u32 = 5;
     let mut after = after;
-    let mut failures = 0;
+    let mut delays = RECONNECT_BACKOFF.build();
     loop {
         let before = after;
         let ended = follow_once(client, &mut after, filter).await;
-        failures = if after > before { 0 } else { failures + 1 };
-        match ended {
-            Ok(()) => {}
-            Err(CliError::Client(ClientError::Unreachable { .. })) if failures < TRIES => {}
-            Err(error) => return Err(error),
+        if after > before {
+            delays = RECONNECT_BACKOFF.build();
         }
-        tokio::time::sleep(Duration::from_millis(200 * u64::from(failures.min(TRIES)))).await;
+        let delay = match (ended, delays.next()) {
+            (Ok(()), delay) => delay.unwrap_or(RECONNECT_DELAY_MAX),
+            (Err(CliError::Client(ClientError::Unreachable { .. })), Some(delay)) => delay,
+            (Err(error), _) => return Err(error),
+        };
+        tokio::time::sleep(delay).await;
     }
 }
 
@@ -473,10 +492,10 @@ fn show_new(body: &Value, after: &mut u64, filter: &Filter<'_>) -> Result<(), Cl
 }
 
 /// Prints a report, one fact per line; exit 1 if it is not `ok`.
-fn print_report(body: &str, report: &Value, format: EventFormat) -> Result<(), CliError> {
+fn print_report(body: &str, report: &Value, format: ReportFormat) -> Result<(), CliError> {
     match format {
-        EventFormat::Json => print(body)?,
-        EventFormat::Text => print(&report_lines(report))?,
+        ReportFormat::Json => print(body)?,
+        ReportFormat::Text => print(&report_lines(report))?,
     }
     match report.get("ok").and_then(Value::as_bool) {
         Some(true) => Ok(()),
@@ -485,13 +504,13 @@ fn print_report(body: &str, report: &Value, format: EventFormat) -> Result<(), C
 }
 
 /// As [`print_report`], with a table of decisions of other versions, which may differ.
-fn print_replay_report(body: &str, mut found: Value, format: EventFormat) -> Result<(), CliError> {
+fn print_replay_report(body: &str, mut found: Value, format: ReportFormat) -> Result<(), CliError> {
     let versions = found
         .as_object_mut()
         .and_then(|found| found.remove("otherVersions"));
     let outcome = print_report(body, &found, format);
     match versions {
-        Some(Value::Array(versions)) if format == EventFormat::Text && !versions.is_empty() => {
+        Some(Value::Array(versions)) if format == ReportFormat::Text && !versions.is_empty() => {
             print(
                 "Decisions of other versions, compared with this version's results (differences are not errors):",
             )?;
@@ -553,6 +572,18 @@ fn report_lines(report: &Value) -> String {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_help_of_a_report_describes_a_report() {
+        let mut command =
+            <EventsCommand as clap::Subcommand>::augment_subcommands(clap::Command::new("events"));
+        for (name, is_report) in [("tail", false), ("verify", true), ("replay", true)] {
+            let subcommand = command.find_subcommand_mut(name).unwrap();
+            let help = subcommand.render_long_help().to_string();
+            assert_eq!(help.contains("One line per fact"), is_report, "{help}");
+            assert_eq!(help.contains("One line per event"), !is_report, "{help}");
+        }
+    }
+
     #[tokio::test]
     async fn events_are_complete_however_the_stream_is_chunked() {
         let text = "id: 7\nevent: scaling.decided\ndata: {\"a\":\ndata: 1}\n\n: keep-alive\n\ndata: no\n\ndata: \"ü\"\r\n\r\ndata: 2\n".as_bytes();
@@ -591,10 +622,10 @@ mod tests {
     fn a_report_that_is_not_ok_fails_the_command() {
         let good = json!({"ok": true, "events": 5, "faults": []});
         assert_eq!(report_lines(&good), "events: 5\nfaults: none\nok: true\n");
-        assert!(print_report("", &good, EventFormat::Json).is_ok());
+        assert!(print_report("", &good, ReportFormat::Json).is_ok());
         let bad = json!({"ok": false, "faults": ["position 3 stands twice"]});
         assert_eq!(
-            print_report("", &bad, EventFormat::Json)
+            print_report("", &bad, ReportFormat::Json)
                 .unwrap_err()
                 .exit_code(),
             1

@@ -10,6 +10,20 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// Maximum length of an open name, in bytes.
 pub const OPEN_NAME_LENGTH_MAX: usize = 32;
 
+/// Whether a text is a name of lower-case letters, digits and one more character.
+const fn is_valid(text: &str, also: u8) -> bool {
+    let mut rest = text.as_bytes();
+    let is_of_length = !rest.is_empty() && rest.len() <= OPEN_NAME_LENGTH_MAX;
+    // A constant function has neither iterators nor closures.
+    while let [byte, after @ ..] = rest {
+        if !byte.is_ascii_lowercase() && !byte.is_ascii_digit() && *byte != also {
+            return false;
+        }
+        rest = after;
+    }
+    is_of_length
+}
+
 /// Declares a type of open names with the names that this release knows.
 macro_rules! open_name {
     (
@@ -32,6 +46,17 @@ macro_rules! open_name {
             /// The names that this release knows.
             pub const KNOWN: &'static [Self] = &[$(Self::$constant),*];
 
+            /// A name that is written in code, for tables of what has one: no other place has to declare it.
+            /// In a constant or static, an invalid name does not compile.
+            ///
+            /// # Panics
+            ///
+            /// If the name is invalid, and this is called at run time.
+            pub const fn from_static(text: &'static str) -> Self {
+                assert!(is_valid(text, $also), "invalid name");
+                Self(Cow::Borrowed(text))
+            }
+
             /// The name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -46,9 +71,7 @@ macro_rules! open_name {
                     $($text => return Ok(Self::$constant),)*
                     _ => {}
                 }
-                let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == $also;
-                let valid = (1..=OPEN_NAME_LENGTH_MAX).contains(&text.len()) && text.bytes().all(inner);
-                match valid {
+                match is_valid(text, $also) {
                     true => Ok(Self(Cow::Owned(text.to_owned()))),
                     false => Err($invalid(text.to_owned())),
                 }
@@ -157,6 +180,19 @@ mod tests {
             assert_eq!(text.parse::<Role>(), Err(InvalidRole(text.to_owned())));
         }
         assert!("a-b".parse::<Measure>().is_err());
+    }
+
+    #[test]
+    fn a_name_in_code_need_not_be_declared_here() {
+        static TOY: BackendKind = BackendKind::from_static("toy");
+        assert_eq!("toy".parse(), Ok(TOY.clone()));
+        assert!(!BackendKind::KNOWN.contains(&TOY));
+    }
+
+    #[test]
+    #[should_panic = "invalid name"]
+    fn an_invalid_name_in_code_is_refused() {
+        BackendKind::from_static("a_b");
     }
 
     #[test]

@@ -1,14 +1,9 @@
-//! Documents as a whole: checks that only the engines can make, the order in which a set of
-//! documents is applied, and diffs.
+//! Documents as a whole: checks that only the engines can make, and diffs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use contract::ids::Name;
 use contract::problem::{Finding, escape};
-use contract::resources::{
-    AutoscaleResource, AutoscaleSpec, DeploymentResource, EndpointResource, EndpointSpec,
-    Percentages, Resource,
-};
+use contract::resources::{AutoscaleSpec, EndpointSpec, Percentages, Resource};
 use contract::views::FieldChange;
 use serde_json::Value;
 
@@ -36,72 +31,6 @@ pub fn warnings(resource: &Resource, zones: &ZoneData) -> Vec<Finding> {
             .map_or_else(|_| Vec::new(), |policy| policy.warnings()),
         Resource::Endpoint(_) | Resource::Deployment(_) => Vec::new(),
     }
-}
-
-/// One request of an apply.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ApplyStep {
-    /// The endpoint without traffic and mirror, which may name deployments that are created later.
-    PutEndpoint(Box<EndpointResource>),
-    /// The complete deployment.
-    PutDeployment(Box<DeploymentResource>),
-    /// The complete Autoscale.
-    PutAutoscale(Box<AutoscaleResource>),
-    /// The shares named in the endpoint's document; shares it omits stay as they are.
-    SetTraffic {
-        /// The endpoint.
-        endpoint: Name,
-        /// Shares of live traffic, in percent.
-        traffic: Option<Percentages>,
-        /// Shares of copied traffic, in percent.
-        mirror: Option<Percentages>,
-    },
-}
-
-/// Orders a set of documents by their dependencies, whatever order they were written in: endpoints,
-/// deployments, autoscale settings, traffic.
-pub fn plan(resources: Vec<Resource>) -> Vec<ApplyStep> {
-    let mut steps = Vec::new();
-    let mut deployments = Vec::new();
-    let mut autoscales = Vec::new();
-    let mut traffic = Vec::new();
-    for resource in resources {
-        match resource {
-            Resource::Endpoint(mut endpoint) => {
-                let shares = (endpoint.spec.traffic.take(), endpoint.spec.mirror.take());
-                if let (Some(_), _) | (_, Some(_)) = shares {
-                    traffic.push(ApplyStep::SetTraffic {
-                        endpoint: endpoint.metadata.name.clone(),
-                        traffic: shares.0,
-                        mirror: shares.1,
-                    });
-                }
-                steps.push(ApplyStep::PutEndpoint(endpoint));
-            }
-            Resource::Deployment(deployment) => {
-                deployments.push(ApplyStep::PutDeployment(deployment))
-            }
-            Resource::Autoscale(autoscale) => autoscales.push(ApplyStep::PutAutoscale(autoscale)),
-        }
-    }
-    steps.extend(deployments);
-    steps.extend(autoscales);
-    steps.extend(traffic);
-    steps
-}
-
-/// Returns faults between the documents of one apply: the same resource given twice.
-pub fn duplicates(resources: &[Resource]) -> Vec<(usize, Finding)> {
-    let mut seen: BTreeSet<(&str, String)> = BTreeSet::new();
-    let mut faults = Vec::new();
-    for (index, resource) in resources.iter().enumerate() {
-        let (kind, name) = (resource.kind(), resource.full_name());
-        if !seen.insert((kind, name.clone())) {
-            let detail = format!("{kind} `{name}` is given twice; keep one of the two");
-            faults.push((index, Finding::new("/metadata/name", detail)));
-        }
-    }
-    faults
 }
 
 /// Returns the endpoint's spec as one document, including its shares.

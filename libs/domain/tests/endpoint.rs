@@ -12,12 +12,10 @@ use contract::events::{
 use contract::ids::{DeploymentRef, EndpointKey, InstanceId, Name, Position, Uid};
 use contract::log::{Actor, Record, RowChange, StreamKind, StreamName};
 use contract::resources::{
-    Authorization, BackendKind, DeploymentMetadata, DeploymentResource, DeploymentSpec,
-    EndpointMetadata, EndpointResource, EndpointSpec, EnvValue, ErrorMapping, Percentages,
-    Protocol, ProvisioningState, Resource, Routes, Server, Update,
+    Authorization, BackendKind, DeploymentSpec, EndpointSpec, EnvValue, ErrorMapping, Percentages,
+    Protocol, ProvisioningState, Routes, Server, Update,
 };
 use contract::time::{Span, Timestamp};
-use domain::documents::{ApplyStep, plan};
 use domain::endpoint::Endpoint;
 use domain::endpoint::commands::{
     Command, CommandRefusal, Context, ENDPOINTS_MAX, Precondition, decide,
@@ -727,63 +725,6 @@ fn rows_after(
         };
     }
     rows
-}
-
-#[test]
-fn a_set_of_documents_is_applied_in_an_order_that_works() {
-    let blue = DeploymentResource {
-        metadata: DeploymentMetadata {
-            name: name("blue"),
-            endpoint: name("iris"),
-            labels: Default::default(),
-        },
-        spec: serde_json::from_str(r#"{"backend": "simulated", "instanceType": "small"}"#).unwrap(),
-    };
-    let iris = EndpointResource {
-        metadata: EndpointMetadata {
-            name: name("iris"),
-            labels: Default::default(),
-        },
-        spec: serde_json::from_str(r#"{"traffic": {"blue": 100}}"#).unwrap(),
-    };
-    let resources = vec![
-        Resource::Deployment(Box::new(blue)),
-        Resource::Endpoint(Box::new(iris)),
-    ];
-    for _ in 0..2 {
-        let mut reversed = resources.clone();
-        reversed.reverse();
-        let mut world = World::default();
-        for steps in [plan(resources.clone()), plan(reversed)] {
-            let written = world.log.len();
-            for step in steps {
-                world.take(step);
-            }
-            assert!(
-                written == 0 || world.log.len() == written,
-                "the second apply wrote something"
-            );
-        }
-        assert_eq!(
-            world.endpoint.as_ref().unwrap().traffic,
-            shares(&[("blue", 100)])
-        );
-    }
-}
-
-impl World {
-    fn take(&mut self, step: ApplyStep) {
-        match step {
-            ApplyStep::PutEndpoint(document) => self.put_endpoint(document.spec).unwrap(),
-            ApplyStep::PutDeployment(document) => self
-                .put(document.metadata.name.as_str(), document.spec)
-                .unwrap(),
-            ApplyStep::SetTraffic {
-                traffic, mirror, ..
-            } => self.run(Command::SetTraffic { traffic, mirror }).unwrap(),
-            ApplyStep::PutAutoscale(_) => unreachable!("the set has none"),
-        };
-    }
 }
 
 /// A change to the world, by a command or by its machines.

@@ -28,6 +28,7 @@ pub use log::store::{READ_LIMIT_MAX, Store};
 pub use maintenance::backup::{backup, backup_file, write_new_file};
 pub use maintenance::heads::heads;
 pub use maintenance::rebuild::{rebuild, rebuild_with};
+pub use maintenance::retained::check_retained;
 pub use maintenance::saved_heads::SavedHeads;
 pub use maintenance::seal::{
     ARCHIVE_EVENTS_MAX, ARCHIVE_LEASE, BlockingConsumer, SealLimits, Sealable, SealedFile, seal,

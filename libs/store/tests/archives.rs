@@ -5,13 +5,16 @@
 
 mod support;
 
-use std::fs;
+use std::error::Error;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::{fs, io};
 
 use contract::ids::Position;
 use contract::time::Timestamp;
 use store::{
-    Archive, RowQuery, SealLimits, Store, append_raw, backup, copy, rebuild, seal, verify,
+    Archive, RowQuery, SealLimits, Store, StoreError, append_raw, backup, copy, rebuild, seal,
+    verify,
 };
 use support::archives::*;
 use support::database::*;
@@ -57,10 +60,13 @@ async fn streams_and_chains_continue_after_everything_was_sealed(db: TestDatabas
 async fn read_errors(store: &Store) -> [String; 2] {
     let read = store.read_raw(Position::START, 100).await;
     let verified = verify(store, &mut EventRows, &[]).await;
-    [
-        read.unwrap_err().to_string(),
-        verified.unwrap_err().to_string(),
-    ]
+    [read.unwrap_err(), verified.unwrap_err()].map(|error| {
+        assert!(
+            matches!(error, StoreError::ArchiveUnavailable(_)),
+            "{error:?}"
+        );
+        error.to_string()
+    })
 }
 
 async fn a_modified_file_is_an_error_that_names_it(db: TestDatabase) {
@@ -119,6 +125,20 @@ async fn a_modified_file_is_an_error_that_names_it(db: TestDatabase) {
         .await
         .unwrap();
     assert!(report.is_sound());
+}
+
+async fn the_error_of_a_missing_file_keeps_its_source(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
+    fill_all(&store, 0, 2).await;
+    sealed(&store, SealLimits::default()).await;
+    fs::remove_dir_all(fixture.archives()).unwrap();
+    store.close().await;
+    let store = fixture.open().await;
+    let error = store.read_raw(Position::START, 100).await.unwrap_err();
+    let mut sources = std::iter::successors(error.source(), |&error| error.source());
+    let io = sources.find_map(|source| source.downcast_ref::<io::Error>());
+    assert_eq!(io.unwrap().kind(), io::ErrorKind::NotFound);
 }
 
 async fn readers_miss_no_event_while_files_are_sealed(db: TestDatabase) {
@@ -186,6 +206,17 @@ async fn a_backup_contains_all_archives(db: TestDatabase) {
         let path = target.path().join(name);
         let hash = backup(&store, &path, |_, _| {}).await.unwrap();
         assert_eq!(hash, original.log);
+    }
+    // With PostgreSQL the files of the backup have the entire log.
+    let archives = match fixture.db {
+        TestDatabase::Sqlite(_) => fs::read_dir(fixture.archives()).unwrap().collect(),
+        TestDatabase::Postgres(_) => Vec::new(),
+    };
+    for entry in archives {
+        let entry = entry.unwrap();
+        let copied = target.path().join("archive").join(entry.file_name());
+        let copied = fs::metadata(copied).unwrap();
+        assert_ne!(copied.ino(), entry.metadata().unwrap().ino());
     }
     fs::remove_dir_all(fixture.archives()).unwrap();
     for name in ["monday.db", "tuesday.db"] {
@@ -266,6 +297,7 @@ support::suite! {
     archiving_changes_nothing_for_any_reader
     streams_and_chains_continue_after_everything_was_sealed
     a_modified_file_is_an_error_that_names_it
+    the_error_of_a_missing_file_keeps_its_source
     readers_miss_no_event_while_files_are_sealed
     a_backup_contains_all_archives
     a_copy_contains_all_events_and_compares_archived_ones

@@ -2,7 +2,9 @@
 //! deployment what one evaluation passes on to the next, which is not.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use contract::decision::{CarriedState, Decision, FailedStarts, InstanceCounts};
 use contract::events::{ClockStepped, Event};
 use contract::ids::{DeploymentRef, EndpointKey, Name, Uid};
@@ -47,10 +49,13 @@ pub(crate) struct Shared<'a> {
 /// begun to be measured may scale out on a single second.
 const REFILL_WAIT: Span = Span::from_secs(2);
 
-/// When earlier measurements that could not be read are asked for again; each further failure doubles it, up
-/// to the maximum. Evaluation does not wait for them then.
-const REFILL_RETRY: Span = Span::from_secs(5);
-const REFILL_RETRY_MAX: Span = Span::from_secs(60);
+/// When earlier measurements that could not be read are asked for again. Evaluation does not wait for them
+/// then.
+const REFILL_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_secs(5))
+    .with_max_delay(REFILL_DELAY_MAX)
+    .without_max_times();
+const REFILL_DELAY_MAX: Duration = Duration::from_secs(60);
 
 /// The part of an endpoint's state in the log that evaluations depend on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -153,7 +158,7 @@ impl RefillState {
     fn answered(self, is_read: bool, now: Timestamp) -> Self {
         match self {
             Self::Asked { failures, .. } if !is_read => Self::Wanted {
-                at: now + retry_delay(failures),
+                at: now + refill_delay(failures),
                 failures: failures.saturating_add(1),
             },
             _ => Self::Done,
@@ -162,10 +167,10 @@ impl RefillState {
 }
 
 /// The delay before the source is asked again after a failure that followed so many others.
-fn retry_delay(failures: u32) -> Span {
-    let doubled = 2u64.saturating_pow(failures);
-    let millis = REFILL_RETRY.millis().saturating_mul(doubled);
-    Span::from_millis(millis).min(REFILL_RETRY_MAX)
+fn refill_delay(failures: u32) -> Span {
+    let mut delays = REFILL_BACKOFF.build();
+    let delay = delays.nth(failures as usize).unwrap_or(REFILL_DELAY_MAX);
+    Span::from_millis(delay.as_millis() as u64)
 }
 
 struct CompiledPolicy {

@@ -147,6 +147,15 @@ impl From<StoreError> for ApiError {
                 "shutting-down",
                 "the server is shutting down; try again when it is back",
             ),
+            // Says which file is missing, and what to do; whoever may read events may know.
+            StoreError::ArchiveUnavailable(detail) => {
+                tracing::error!(%detail, "request failed");
+                Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "archive-unavailable",
+                    detail.to_string(),
+                )
+            }
             error => Self::internal(error),
         }
     }

@@ -1,6 +1,7 @@
 //! Encryption of secrets that must be shown again: ChaCha20-Poly1305 with a key from control's data
 //! directory, or one that replicas share. The log and the read models never hold secrets in plain text.
 
+use std::error::Error;
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -34,7 +35,9 @@ pub enum SealError {
         source: Option<std::io::Error>,
     },
     #[error("a sealed secret cannot be opened: it was changed, or sealed with another key")]
-    Unreadable,
+    Unreadable(#[source] Box<dyn Error + Send + Sync>),
+    #[error("a secret cannot be sealed")]
+    Unsealable(#[source] chacha20poly1305::Error),
 }
 
 impl Seal {
@@ -120,22 +123,26 @@ impl Seal {
             aad: context.as_bytes(),
         };
         let sealed = self.cipher.encrypt(nonce, payload);
-        let sealed = sealed.map_err(|_| SealError::Unreadable)?;
+        let sealed = sealed.map_err(SealError::Unsealable)?;
         Ok(STANDARD.encode([nonce.as_slice(), &sealed].concat()))
     }
 
     pub fn unseal(&self, sealed: &str, context: &str) -> Result<String, SealError> {
-        let bytes = STANDARD.decode(sealed).map_err(|_| SealError::Unreadable)?;
+        let unreadable = |error: Box<dyn Error + Send + Sync>| SealError::Unreadable(error);
+        let bytes = STANDARD
+            .decode(sealed)
+            .map_err(|error| unreadable(error.into()))?;
         let (nonce, msg) = bytes
             .split_at_checked(NONCE_BYTES)
-            .ok_or(SealError::Unreadable)?;
+            .ok_or_else(|| unreadable("it is too short".into()))?;
         let payload = Payload {
             msg,
             aad: context.as_bytes(),
         };
         let opened = self.cipher.decrypt(Nonce::from_slice(nonce), payload);
-        let opened = opened.map_err(|_| SealError::Unreadable)?;
-        String::from_utf8(opened).map_err(|_| SealError::Unreadable)
+        let opened = opened.map_err(|error| unreadable(error.into()))?;
+        // The error without the bytes, which are the secret.
+        String::from_utf8(opened).map_err(|error| unreadable(error.utf8_error().into()))
     }
 
     /// Creates a key of 256 random bits: the hash that gateways check, and the sealed copy.
@@ -189,7 +196,10 @@ mod tests {
         };
         let reopened = Seal::open(&path, &ids).unwrap();
         assert_eq!(reopened.unseal(&sealed, "key/1").unwrap(), "secret");
-        assert!(reopened.unseal(&sealed, "key/2").is_err());
+        for unreadable in [sealed.as_str(), "not base64!", "AAAA"] {
+            let error = reopened.unseal(unreadable, "key/2").unwrap_err();
+            assert!(error.source().is_some(), "{unreadable}");
+        }
         let other = Seal::open(&dir.path().join("other.key"), &ids).unwrap();
         assert!(other.unseal(&sealed, "key/1").is_err());
         assert_eq!(

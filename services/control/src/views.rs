@@ -478,7 +478,8 @@ impl ViewsConsumer {
                     deployment = %format_args!("{}/{name}", key.endpoint()),
                     failures = history.failures,
                     reason = history.last_reason,
-                    "instances fail; the next start waits longer each time"
+                    effect = "the next start waits longer each time",
+                    "instances fail"
                 );
             }
         }

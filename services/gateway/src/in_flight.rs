@@ -387,7 +387,7 @@ impl InFlightRequest {
 
     /// Reports a bug in this program.
     fn invalid_transition(&self, transition: &str) -> Refusal {
-        tracing::error!(phase = ?self.phase, transition, "invalid request state transition; please report this bug");
+        tracing::error!(phase = ?self.phase, transition, hint = "please report this bug", "invalid request state transition");
         Refusal::Internal
     }
 }

@@ -136,7 +136,7 @@ impl Server {
                     .handle_descriptor_shortage("a client connection", &error);
                 self.close_longest_idle();
             } else {
-                tracing::warn!(%error, "cannot accept a connection; retrying");
+                tracing::warn!(%error, effect = "retrying", "cannot accept a connection");
             }
             tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
         }

@@ -17,7 +17,7 @@ const IDLE_MAX: usize = 256;
 const TRUST_IDLE_US: u64 = 20_000;
 
 #[derive(Debug)]
-struct PooledConnection {
+struct PoolEntry {
     idle: IdleConnection,
     idle_since_us: u64,
 }
@@ -26,13 +26,13 @@ struct PooledConnection {
 struct IdleSet {
     instance: Weak<ServedInstance>,
     /// The one that has been idle longest comes first.
-    connections: Vec<PooledConnection>,
+    connections: Vec<PoolEntry>,
     /// The deployment's `keepAliveIdle`.
     idle_max_us: u64,
 }
 
 impl IdleSet {
-    fn is_fresh(&self, pooled: &PooledConnection, now_us: u64) -> bool {
+    fn is_fresh(&self, pooled: &PoolEntry, now_us: u64) -> bool {
         now_us.saturating_sub(pooled.idle_since_us) < self.idle_max_us
     }
 }
@@ -81,7 +81,7 @@ impl ConnectionPool {
         set.idle_max_us = idle_max_us;
         if set.connections.len() < IDLE_MAX {
             let idle_since_us = now_us;
-            set.connections.push(PooledConnection {
+            set.connections.push(PoolEntry {
                 idle,
                 idle_since_us,
             });
@@ -135,7 +135,7 @@ mod tests {
         let idle = IdleConnection::new(near.unwrap(), CountGuard::new(&Arc::default()));
         let set = IdleSet {
             instance: Arc::downgrade(&instance),
-            connections: vec![PooledConnection {
+            connections: vec![PoolEntry {
                 idle,
                 idle_since_us: 0,
             }],

@@ -471,7 +471,7 @@ fn parse_key_hash(text: &str) -> Option<[u8; 32]> {
     match hex::decode_to_slice(text, &mut digest) {
         Ok(()) => Some(digest),
         Err(error) => {
-            tracing::warn!(%error, "key hash in a route is not a hexadecimal SHA-256; the key will be refused");
+            tracing::warn!(%error, effect = "the key is refused", "invalid key hash in a route");
             None
         }
     }

@@ -43,18 +43,18 @@ pub fn load(data: &Path) -> Vec<Arc<RouteUpdate>> {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "cannot read the saved routes; waiting for control to send them");
+            tracing::warn!(path = %path.display(), %error, effect = "waiting for control to send them", "cannot read the saved routes");
             return Vec::new();
         }
     };
     match serde_json::from_slice::<SavedRoutes>(&text) {
         Ok(saved) if saved.format == FORMAT => saved.routes.into_iter().map(Arc::new).collect(),
         Ok(saved) => {
-            tracing::warn!(path = %path.display(), format = saved.format, "saved routes have an unsupported format; waiting for control to send them");
+            tracing::warn!(path = %path.display(), format = saved.format, effect = "waiting for control to send them", "unsupported format of the saved routes");
             Vec::new()
         }
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "saved routes are corrupt; waiting for control to send them");
+            tracing::warn!(path = %path.display(), %error, effect = "waiting for control to send them", "saved routes are corrupt");
             Vec::new()
         }
     }

@@ -200,7 +200,7 @@ async fn catch_up(router: &Router, bus: &dyn Bus, routes: &mut mpsc::Receiver<Ro
         biased;
         () = all_routes => {}
         () = catch_up_timeout(bus), if !router.is_empty() => {
-            tracing::warn!("cannot read the routes from the bus; serving the saved ones");
+            tracing::warn!(effect = "serving the saved ones", "cannot read the routes from the bus");
         }
     }
     router.apply(updates);
@@ -372,7 +372,7 @@ impl Background {
         match saving.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "cannot save the routes; after a restart the gateway will wait for control");
+                tracing::warn!(%error, effect = "waiting for control after a restart", "cannot save the routes");
             }
             Err(error) => tracing::error!(%error, "task that saves the routes failed"),
         }

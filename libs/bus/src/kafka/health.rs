@@ -10,7 +10,7 @@ use rdkafka::config::FromClientConfigAndContext;
 use tokio::sync::watch;
 
 use super::topics::TopicsError;
-use super::{Gate, LogContext, Shared, client_error, diagnosis, lock, reader};
+use super::{LogContext, Shared, TopicsState, client_error, diagnosis, lock, reader};
 use crate::BusError;
 
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -20,7 +20,7 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(3);
 /// Returns the body of the monitor thread, which opens the gate once the topics are ready.
 pub(super) fn watch(
     shared: Arc<Shared>,
-    gate: watch::Sender<Gate>,
+    gate: watch::Sender<TopicsState>,
 ) -> Result<impl FnOnce() + Send + 'static, BusError> {
     let config = shared.config.client("health");
     let admin = AdminClient::from_config_and_context(&config, LogContext).map_err(client_error)?;
@@ -44,7 +44,7 @@ pub(super) fn watch(
                 }
                 Err(TopicsError::Fatal(why)) => {
                     reporter.set(&why);
-                    gate.send_replace(Gate::Refused(why));
+                    gate.send_replace(TopicsState::Refused(why));
                     return;
                 }
                 Err(TopicsError::Retryable(why)) => {
@@ -62,7 +62,7 @@ pub(super) fn watch(
             shared.pause(RETRY_INTERVAL);
         }
         reporter.clear();
-        gate.send_replace(Gate::Open);
+        gate.send_replace(TopicsState::Open);
         while !shared.is_stopping() {
             match check(&shared, &admin) {
                 Ok(()) => reporter.clear(),

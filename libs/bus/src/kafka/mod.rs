@@ -71,7 +71,7 @@ pub struct KafkaBus {
 struct Shared {
     config: KafkaConfig,
     topics: Topics,
-    gate: watch::Receiver<Gate>,
+    gate: watch::Receiver<TopicsState>,
     problem: Mutex<Option<String>>,
     warning: Mutex<Option<String>>,
     dropped: Arc<AtomicU64>,
@@ -82,7 +82,7 @@ struct Shared {
 
 /// The state of the topics. Nothing is read or written until they have been checked.
 #[derive(Clone, Debug, PartialEq)]
-enum Gate {
+enum TopicsState {
     Closed,
     Open,
     Refused(String),
@@ -99,7 +99,7 @@ impl KafkaBus {
     /// [`BusError::Refused`] if the topics are misconfigured, [`BusError::Failed`] if the
     /// configuration does not yield a client.
     pub async fn open(config: KafkaConfig) -> Result<Arc<Self>, BusError> {
-        let (opened, gate) = watch::channel(Gate::Closed);
+        let (opened, gate) = watch::channel(TopicsState::Closed);
         let dropped = Arc::new(AtomicU64::new(0));
         let shared = Arc::new(Shared {
             topics: Topics::new(&config.prefix),
@@ -121,11 +121,13 @@ impl KafkaBus {
         let watch = health::watch(shared.clone(), opened)?;
         bus.spawn("kafka-health", watch);
         let mut gate = gate;
-        let opened =
-            tokio::time::timeout(OPEN_TIMEOUT, gate.wait_for(|gate| *gate != Gate::Closed));
+        let opened = tokio::time::timeout(
+            OPEN_TIMEOUT,
+            gate.wait_for(|gate| *gate != TopicsState::Closed),
+        );
         match opened.await {
             Ok(Ok(gate)) => {
-                if let Gate::Refused(why) = &*gate {
+                if let TopicsState::Refused(why) = &*gate {
                     return Err(BusError::Refused(why.clone()));
                 }
             }
@@ -166,11 +168,13 @@ impl KafkaBus {
     /// Waits until the topics are ready; `position` is that of the last record to be published.
     async fn wait_for_topics(&self, position: Position) -> Result<(), BusError> {
         let mut gate = self.shared.gate.clone();
-        let opened =
-            tokio::time::timeout(OPEN_TIMEOUT, gate.wait_for(|gate| *gate != Gate::Closed));
+        let opened = tokio::time::timeout(
+            OPEN_TIMEOUT,
+            gate.wait_for(|gate| *gate != TopicsState::Closed),
+        );
         match opened.await {
             Ok(Ok(gate)) => match &*gate {
-                Gate::Refused(why) => Err(BusError::Refused(why.clone())),
+                TopicsState::Refused(why) => Err(BusError::Refused(why.clone())),
                 _ => Ok(()),
             },
             Ok(Err(_)) => Err(BusError::Closed),
@@ -343,9 +347,9 @@ impl Shared {
     fn wait_for_topics(&self) -> bool {
         loop {
             match &*self.gate.borrow() {
-                Gate::Open => return !self.is_stopping(),
-                Gate::Refused(_) => return false,
-                Gate::Closed => {}
+                TopicsState::Open => return !self.is_stopping(),
+                TopicsState::Refused(_) => return false,
+                TopicsState::Closed => {}
             }
             if self.is_stopping() {
                 return false;

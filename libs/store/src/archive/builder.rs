@@ -185,12 +185,13 @@ impl ArchiveBuilder {
     /// Checks an existing file of this name. One that was written but not listed is identical; any other is
     /// not ours.
     fn verify_existing(&self, archive: &Archive, path: &Path) -> Result<(), StoreError> {
-        self.verify(archive).map_err(|_| {
+        self.verify(archive).map_err(|error| {
             StoreError::refused(format!(
                 "{} exists already and is not what would be written: it belongs to another store, or is \
                  damaged. Give each store its own folder with --archive, or remove the file",
                 path.display()
             ))
+            .caused_by(error)
         })
     }
 

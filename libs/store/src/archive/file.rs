@@ -4,6 +4,7 @@
 //! trailer with the offset of the table. The store has the hash of the table, and the table has the hashes
 //! of everything before it, so modified data is never read.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -18,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 use crate::archive::contents::{ArchiveHeader, Block, Contents, EventLine, FORMAT};
 use crate::model::archive::Archive;
-use crate::model::error::StoreError;
+use crate::model::error::{Failure, StoreError};
 
 /// Marks the gzip extra field with the offset of the table of contents, in the trailer.
 const OFFSET_FIELD: [u8; 4] = [b'P', b'S', 8, 0];
@@ -77,17 +78,20 @@ pub(crate) struct ArchiveFile {
 }
 
 impl ArchiveFile {
-    /// Opens an archive. Refused if the file is missing or is not the one that was sealed.
+    /// Opens an archive. Fails if the file is missing or is not the one that was sealed.
     pub(crate) fn open(folder: &Path, archive: &Archive) -> Result<Self, StoreError> {
         let path = folder.join(&archive.file);
-        let invalid = |what: String| invalid(&path, archive, &what);
-        let file = File::open(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => invalid("is missing".to_owned()),
-            _ => invalid(format!("cannot be opened ({error})")).caused_by(error),
-        })?;
-        let contents = read_contents(&file, archive).map_err(invalid)?;
+        let open = || {
+            let file = File::open(&path).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => Failure::from("is missing").caused_by(error),
+                _ => Failure::from(format!("cannot be opened ({error})")).caused_by(error),
+            })?;
+            let contents = read_contents(&file, archive)?;
+            Ok((file, contents))
+        };
+        let (file, contents) = open().map_err(|what| invalid(&path, archive, what))?;
         Ok(Self {
-            path: path.clone(),
+            path,
             archive: archive.clone(),
             file,
             contents,
@@ -96,7 +100,7 @@ impl ArchiveFile {
 
     /// Reads the events of a block.
     pub(crate) fn block(&self, index: usize) -> Result<Vec<RawRecord>, StoreError> {
-        let read = || -> Result<Vec<RawRecord>, String> {
+        let read = || -> Result<Vec<RawRecord>, Failure> {
             let block = self
                 .contents
                 .blocks
@@ -105,93 +109,99 @@ impl ArchiveFile {
             let compressed = read_range(&self.file, block.at, block.bytes)?;
             events_of(block, &compressed)
         };
-        read().map_err(|what| invalid(&self.path, &self.archive, &what))
+        read().map_err(|what| self.invalid(what))
     }
 
     /// Reads the header.
     pub(crate) fn header(&self) -> Result<ArchiveHeader, StoreError> {
-        let read = || -> Result<ArchiveHeader, String> {
+        let read = || -> Result<ArchiveHeader, Failure> {
             let compressed = read_range(&self.file, 0, self.contents.blocks_at)?;
             if sha256(&compressed) != self.contents.beginning {
-                return Err("has a modified header".to_owned());
+                return Err("has a modified header".into());
             }
-            let text = decompress(&compressed).map_err(|error| unreadable(&error))?;
-            let header: ArchiveHeader =
-                serde_json::from_str(&text).map_err(|error| unreadable(&error))?;
+            let text = decompress(&compressed).map_err(unreadable)?;
+            let header: ArchiveHeader = serde_json::from_str(&text).map_err(unreadable)?;
             match header.penstock_archive {
                 FORMAT => Ok(header),
-                newer => Err(format!(
+                newer => Err(Failure::from(format!(
                     "has format {newer}, but this release reads only format {FORMAT}"
-                )),
+                ))),
             }
         };
-        read().map_err(|what| invalid(&self.path, &self.archive, &what))
+        read().map_err(|what| self.invalid(what))
     }
 
     /// Returns the error for a problem with this file.
-    pub(crate) fn invalid(&self, what: &str) -> StoreError {
-        invalid(&self.path, &self.archive, what)
+    pub(crate) fn invalid(&self, what: impl Into<Failure>) -> StoreError {
+        invalid(&self.path, &self.archive, what.into())
     }
 }
 
-fn read_contents(file: &File, archive: &Archive) -> Result<Contents, String> {
-    let length = file.metadata().map_err(|error| unreadable(&error))?.len();
+/// What is wrong with a table of contents; the file itself can be read.
+const MODIFIED_CONTENTS: &str = "has a modified table of contents";
+
+fn read_contents(file: &File, archive: &Archive) -> Result<Contents, Failure> {
+    let length = file.metadata().map_err(unreadable)?.len();
     if length != archive.bytes {
-        return Err(format!(
+        return Err(Failure::from(format!(
             "has {length} bytes, but was sealed with {}",
             archive.bytes
-        ));
+        )));
     }
     let trailer_at = length.saturating_sub(TRAILER_BYTES as u64);
     let trailer = read_range(file, trailer_at, length - trailer_at)?;
     let at = contents_at(&trailer).filter(|at| *at <= trailer_at);
     let at = at.ok_or("has a modified trailer")?;
     let text = decompress(&read_range(file, at, trailer_at - at)?);
-    let text = text.map_err(|_| "has a modified table of contents".to_owned())?;
+    let text = text.map_err(|error| Failure::from(MODIFIED_CONTENTS).caused_by(error))?;
     if sha256(text.as_bytes()) != archive.hash {
-        return Err("has a modified table of contents".to_owned());
+        return Err(MODIFIED_CONTENTS.into());
     }
-    serde_json::from_str(&text).map_err(|error| unreadable(&error))
+    serde_json::from_str(&text).map_err(unreadable)
 }
 
-fn events_of(block: &Block, compressed: &[u8]) -> Result<Vec<RawRecord>, String> {
+fn events_of(block: &Block, compressed: &[u8]) -> Result<Vec<RawRecord>, Failure> {
     let between = format!("between positions {} and {}", block.first, block.last);
     if sha256(compressed) != block.sha256 {
-        return Err(format!("was modified {between}"));
+        return Err(Failure::from(format!("was modified {between}")));
     }
-    let text = decompress(compressed).map_err(|error| unreadable(&error))?;
+    let text = decompress(compressed).map_err(unreadable)?;
     let lines = text.lines().map(serde_json::from_str::<EventLine>);
     let events: Result<Vec<RawRecord>, _> = lines.map(|line| line.map(RawRecord::from)).collect();
-    let events = events.map_err(|error| format!("cannot be read {between} ({error})"))?;
+    let events = events.map_err(|error| {
+        Failure::from(format!("cannot be read {between} ({error})")).caused_by(error)
+    })?;
     match events.len() as u64 == block.events {
         true => Ok(events),
-        false => Err(format!(
+        false => Err(Failure::from(format!(
             "does not hold the number of events that it lists {between}"
-        )),
+        ))),
     }
 }
 
-fn unreadable(error: &dyn std::fmt::Display) -> String {
-    format!("cannot be read ({error})")
+fn unreadable(error: impl Error + Send + Sync + 'static) -> Failure {
+    Failure::from(format!("cannot be read ({error})")).caused_by(error)
 }
 
-fn read_range(file: &File, at: u64, bytes: u64) -> Result<Vec<u8>, String> {
+fn read_range(file: &File, at: u64, bytes: u64) -> Result<Vec<u8>, Failure> {
     if bytes > DECOMPRESSED_BYTES_MAX {
-        return Err("has a modified table of contents".to_owned());
+        return Err(MODIFIED_CONTENTS.into());
     }
     let mut buffer = vec![0; bytes as usize];
     let read = file.read_exact_at(&mut buffer, at);
-    read.map_err(|error| unreadable(&error))?;
+    read.map_err(unreadable)?;
     Ok(buffer)
 }
 
-fn invalid(path: &Path, archive: &Archive, what: &str) -> StoreError {
+fn invalid(path: &Path, archive: &Archive, what: Failure) -> StoreError {
     let Archive { first, last, .. } = archive;
-    StoreError::refused(format!(
-        "the archive {} {what}: it holds the events from position {first} to {last}. Restore it from a \
-         backup, or name the folder that contains it with --archive",
-        path.display()
-    ))
+    StoreError::ArchiveUnavailable(what.within(|what| {
+        format!(
+            "the archive {} {what}: it holds the events from position {first} to {last}. Restore it from a \
+             backup, or name the folder that contains it with --archive",
+            path.display()
+        )
+    }))
 }
 
 /// Verifies every event of a file: their order, that each continues the chain of its bucket from where the
@@ -212,7 +222,7 @@ pub(crate) fn verify(file: &ArchiveFile, previous: Option<&str>) -> Result<(), S
             }
             at = event.position;
             events += 1;
-            heads.append(&event).map_err(|what| file.invalid(&what))?;
+            heads.append(&event).map_err(|what| file.invalid(what))?;
         }
     }
     let archive = &file.archive;

@@ -3,6 +3,7 @@
 pub(crate) mod backup;
 pub(crate) mod heads;
 pub(crate) mod rebuild;
+pub(crate) mod retained;
 pub(crate) mod saved_heads;
 pub(crate) mod seal;
 pub(crate) mod transfer;

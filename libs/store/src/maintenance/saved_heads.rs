@@ -26,7 +26,7 @@ const NAMED_MAX: usize = 5;
 
 /// The file, in the format of `penstock events head -o json`.
 #[derive(Default, Serialize, Deserialize)]
-struct Contents {
+struct HeadsFile {
     items: Vec<BucketHead>,
 }
 
@@ -123,7 +123,7 @@ impl SavedHeads {
             return Ok(true);
         }
         let items = heads(&self.store).await?;
-        write(&self.file, Contents { items }).await?;
+        write(&self.file, HeadsFile { items }).await?;
         self.saved = head;
         Ok(true)
     }
@@ -156,11 +156,11 @@ async fn read(file: &Path) -> Result<Vec<BucketHead>, String> {
     let read = tokio::task::spawn_blocking(move || match std::fs::read(path) {
         Ok(bytes) if bytes.is_empty() => Err(io::Error::other("it is empty")),
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Contents::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HeadsFile::default()),
         Err(error) => Err(error),
     });
     match read.await.map_err(io::Error::other).flatten() {
-        Ok(Contents { items }) => Ok(items),
+        Ok(HeadsFile { items }) => Ok(items),
         Err(error) => Err(format!(
             "the saved heads in {0} cannot be read: {error}. Whether the log has lost its last events is unknown: \
              compare it with Kafka or a backup, then delete {0} to save its heads again",
@@ -171,7 +171,7 @@ async fn read(file: &Path) -> Result<Vec<BucketHead>, String> {
 
 /// Synced before it replaces the former heads, so that a power failure leaves these or those, and never an
 /// empty file.
-async fn write(file: &Path, contents: Contents) -> Result<(), StoreError> {
+async fn write(file: &Path, contents: HeadsFile) -> Result<(), StoreError> {
     let file = file.to_owned();
     let path = file.clone();
     let written = tokio::task::spawn_blocking(move || {

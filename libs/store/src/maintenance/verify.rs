@@ -8,6 +8,7 @@ use contract::log::{RawRecord, Record, StreamName};
 use serde::Serialize;
 
 use crate::log::store::Store;
+use crate::maintenance::retained::{self, RetainedEvents};
 use crate::maintenance::saved_heads;
 use crate::model::chain::BucketHead;
 use crate::model::error::StoreError;
@@ -125,14 +126,15 @@ async fn verify_log(
         .map(|recorded| (recorded.position, *recorded));
     let mut verifier = LogVerifier {
         recorded: recorded.collect(),
+        retained: view.retained.clone(),
         ..LogVerifier::default()
     };
     let mut after = Position::START;
-    while after < view.head {
+    while after < view.end() {
         let page = store.read_raw(after, PAGE_ROWS_MAX).await?;
         let Some(last) = page.last() else { break };
         let next = last.position;
-        for raw in page.into_iter().filter(|r| r.position <= view.head) {
+        for raw in page.into_iter().filter(|r| r.position <= view.end()) {
             let covered = covers(&view.cursors, raw.bucket, raw.position);
             match verifier.check_event(&raw) {
                 Ok(record) if covered => folded.apply(projector.project(&record)),
@@ -142,12 +144,14 @@ async fn verify_log(
         }
         after = next;
     }
+    verifier.check_retained();
     Ok(verifier)
 }
 
-/// Rows and cursors, read in one database snapshot.
+/// Rows, cursors and what the table retains of archived events, read in one database snapshot.
 struct ReadView {
     head: Position,
+    retained: RetainedEvents,
     cursors: BTreeMap<Bucket, Position>,
     rows: Rows,
 }
@@ -157,6 +161,7 @@ impl ReadView {
         let mut reader = store.reader().await?;
         let mut snapshot = reader.snapshot().await?;
         let head = statements::head(&mut snapshot.get()).await?;
+        let retained = RetainedEvents::read(&mut snapshot.get()).await?;
         let cursors = statements::cursors(&mut snapshot.get(), consumer).await?;
         let mut rows = Rows::new();
         for model in models {
@@ -178,9 +183,15 @@ impl ReadView {
         snapshot.rollback().await?;
         Ok(Self {
             head,
+            retained,
             cursors,
             rows,
         })
+    }
+
+    /// The last position to verify: that of the log's last event, even if the table has lost it.
+    fn end(&self) -> Position {
+        self.head.max(self.retained.sealed)
     }
 }
 
@@ -193,6 +204,14 @@ struct BucketTail {
     prev_hash: ChainHash,
 }
 
+/// The last event of a stream.
+struct StreamTail {
+    position: Position,
+    version: u64,
+    /// Whether it is in the table, as opposed to only in an archive, or was reported as missing.
+    is_in_table: bool,
+}
+
 /// Checks the log event by event.
 #[derive(Default)]
 struct LogVerifier {
@@ -201,7 +220,8 @@ struct LogVerifier {
     buckets: BTreeMap<Bucket, BucketTail>,
     /// Recorded heads that were not found yet.
     recorded: BTreeMap<Position, BucketHead>,
-    versions: BTreeMap<String, u64>,
+    retained: RetainedEvents,
+    streams: BTreeMap<String, StreamTail>,
     problems: Vec<String>,
     omitted: u64,
 }
@@ -222,7 +242,7 @@ impl LogVerifier {
         self.check_position(position);
         self.head = position;
         self.check_chain(raw);
-        self.check_version(raw);
+        self.check_in_stream(raw);
         let entry = EventRow::from_raw(raw).decode_entry();
         match &entry {
             Ok(record) => {
@@ -316,17 +336,45 @@ impl LogVerifier {
         }
     }
 
-    fn check_version(&mut self, raw: &RawRecord) {
-        let before = self
-            .versions
-            .insert(raw.stream.clone(), raw.version)
-            .unwrap_or(0);
+    /// Checks that versions rise one by one, and that the part of a stream that is in the table has no gaps.
+    fn check_in_stream(&mut self, raw: &RawRecord) {
+        let position = raw.position;
+        let before = self.streams.get(&raw.stream);
+        let was_in_table = before.is_some_and(|before| before.is_in_table);
+        let before = before.map_or(0, |before| before.version);
+        let copied = match position <= self.retained.sealed {
+            true => self.retained.take(raw),
+            false => Ok(true),
+        };
+        let is_in_table = copied != Ok(false);
+        if let Err(differs) = copied {
+            self.problem(differs);
+        } else if was_in_table && !is_in_table {
+            self.problem(retained::missing(position));
+        }
+        let tail = StreamTail {
+            position,
+            version: raw.version,
+            is_in_table: was_in_table || is_in_table,
+        };
+        self.streams.insert(raw.stream.clone(), tail);
         if raw.version != before + 1 {
             self.problem(format!(
-                "position {}: version {} of stream `{}` does not follow {before}",
-                raw.position, raw.version, raw.stream
+                "position {position}: version {} of stream `{}` does not follow {before}",
+                raw.version, raw.stream
             ));
         }
+    }
+
+    /// Checks that the table has the last event of each stream, and nothing that the archives lack.
+    fn check_retained(&mut self) {
+        let tails = self.streams.values().filter(|tail| !tail.is_in_table);
+        let missing = tails.map(|tail| retained::missing(tail.position));
+        let unarchived = std::mem::take(&mut self.retained).unarchived();
+        let problems: Vec<String> = missing.chain(unarchived).collect();
+        problems
+            .into_iter()
+            .for_each(|problem| self.problem(problem));
     }
 
     fn check_stream(&mut self, record: &Record) {
@@ -398,7 +446,7 @@ impl LogVerifier {
         }
         VerifyReport {
             events: self.events,
-            streams: self.versions.len() as u64,
+            streams: self.streams.len() as u64,
             buckets: self.buckets.len() as u64,
             rows: view.rows.values().map(BTreeMap::len).sum::<usize>() as u64,
             head: view.head,

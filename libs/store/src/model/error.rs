@@ -115,6 +115,9 @@ pub enum StoreError {
          or, without a server, `penstock store verify`"
     )]
     Damaged(#[source] Failure),
+    /// An archive is missing or was modified: the events in it cannot be read until it is back.
+    #[error("{0}")]
+    ArchiveUnavailable(#[source] Failure),
     /// The request, the folder or the database is unsuitable: a retry fails, too.
     #[error("{0}")]
     Refused(#[source] Failure),
@@ -148,6 +151,7 @@ impl StoreError {
         match &mut self {
             Self::Database(failure)
             | Self::Damaged(failure)
+            | Self::ArchiveUnavailable(failure)
             | Self::Refused(failure)
             | Self::Unreadable {
                 detail: failure, ..
@@ -171,6 +175,19 @@ impl Failure {
     /// What went wrong in words.
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    pub(crate) fn caused_by(mut self, cause: impl Error + Send + Sync + 'static) -> Self {
+        self.cause = Some(Arc::new(cause));
+        self
+    }
+
+    /// Puts the words into a sentence.
+    pub(crate) fn within(self, sentence: impl FnOnce(&str) -> String) -> Self {
+        Self {
+            text: sentence(&self.text),
+            cause: self.cause,
+        }
     }
 }
 

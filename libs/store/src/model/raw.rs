@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use contract::chain::{ChainHash, HashedFields};
 use contract::events::Event;
-use contract::ids::{Bucket, Position};
+use contract::ids::{Bucket, InvalidName, Position};
 use contract::log::{Actor, RawRecord, Record, StreamName};
 use contract::time::Timestamp;
 use uuid::Uuid;
@@ -193,10 +193,9 @@ impl<'a> EventRow<'a> {
         };
         let event = Event::decode_since(self.type_name, self.type_version, self.data, slices_from)
             .map_err(|error| unreadable(error.to_string()).caused_by(error))?;
-        let stream: StreamName = self
-            .stream
-            .parse()
-            .map_err(|_| unreadable(format!("`{}` is not a stream", self.stream)))?;
+        let stream: StreamName = self.stream.parse().map_err(|error: InvalidName| {
+            unreadable(format!("`{}` is not a stream", self.stream)).caused_by(error)
+        })?;
         let id = match self.id {
             EventId::Generated(id) => id,
             EventId::Stored(text) => Uuid::parse_str(text).map_err(|error| {

@@ -74,7 +74,9 @@ pub(crate) type IdempotencyKeyColumns = (String, String, Option<String>, String,
 
 pub(crate) fn parse_position(text: &str) -> Result<Position, StoreError> {
     let parsed = text.parse().map(Position);
-    parsed.map_err(|_| StoreError::database(format!("`{text}` is not a position")))
+    parsed.map_err(|error| {
+        StoreError::database(format!("`{text}` is not a position")).caused_by(error)
+    })
 }
 
 /// The version and position of a stored snapshot.

@@ -23,7 +23,7 @@ const CACHED_MAX: usize = 100_000;
 
 /// The last event of a bucket.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct BucketHead {
+pub(crate) struct CachedHead {
     pub position: Position,
     /// Loaded on first use.
     pub hash: Option<ChainHash>,
@@ -36,7 +36,7 @@ pub(crate) struct WriterCache {
     /// The lowest position that may be assigned.
     pub floor: Position,
     /// The heads of all non-empty buckets.
-    pub bucket_heads: BTreeMap<Bucket, BucketHead>,
+    pub bucket_heads: BTreeMap<Bucket, CachedHead>,
     pub last_time: Option<Timestamp>,
     pub versions: HashMap<String, u64>,
     pub fences: HashMap<String, u64>,
@@ -56,7 +56,7 @@ impl WriterCache {
         let heads = statements::bucket_heads(connection).await?.into_iter();
         let heads = heads.map(|(bucket, position)| {
             let hash = None;
-            (bucket, BucketHead { position, hash })
+            (bucket, CachedHead { position, hash })
         });
         Ok(Self {
             head: statements::head(connection).await?,
@@ -121,7 +121,7 @@ impl WriterCache {
 
     /// Makes this event the head of its bucket.
     pub(crate) fn set_bucket_head(&mut self, event: &EventRow<'_>) {
-        let head = BucketHead {
+        let head = CachedHead {
             position: event.position,
             hash: Some(event.hash()),
         };

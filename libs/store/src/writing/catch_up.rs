@@ -21,7 +21,7 @@ use crate::sql::columns::{
 };
 use crate::sql::connection::with_timeout;
 use crate::sql::postgres::locks::lock_fences;
-use crate::writing::cache::{BucketHead, WriterCache};
+use crate::writing::cache::{CachedHead, WriterCache};
 
 /// Everything that the commits of a batch need to read.
 #[derive(Default)]
@@ -170,7 +170,7 @@ fn apply_row(
             let hash = Some(hash_of((bucket, position, text, extra), rest)?);
             cache
                 .bucket_heads
-                .insert(bucket, BucketHead { position, hash });
+                .insert(bucket, CachedHead { position, hash });
         }
         VERSION => {
             cache.versions.insert(text, position.0);

@@ -1,7 +1,8 @@
 //! The table of backends that nodes of this release offer, and how each is opened.
 //!
-//! Invariant: a node advertises exactly the backends that were opened here. What documents must specify for
-//! a backend is an entry of the same name in `documents::BACKENDS`; a test names the missing one.
+//! Invariant: a node advertises exactly the backends that were opened here. A backend with a constant in
+//! `BackendKind` also has an entry in `documents::BACKENDS`, which says what its documents must specify; a
+//! test names the missing one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -123,9 +124,14 @@ mod tests {
         args: ServeArgs,
     }
 
-    fn toy() -> BackendKind {
-        "toy".parse().unwrap()
-    }
+    /// The table of a release with one more backend, which no other table knows.
+    static WITH_TOY: &[BackendEntry] = &[BackendEntry {
+        kind: BackendKind::from_static("toy"),
+        open: |setup| {
+            let backend = SimulatedBackend::new(setup.node, setup.ctx.clock.now());
+            Box::pin(async { Ok(backend as Arc<dyn Backend>) })
+        },
+    }];
 
     /// Opens the backends of a table as a node does.
     async fn open(
@@ -158,22 +164,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_backend_of_another_table_is_opened_by_its_entry() {
-        let entries = [BackendEntry {
-            kind: toy(),
-            open: |setup| {
-                let backend = SimulatedBackend::new(setup.node, setup.ctx.clock.now());
-                Box::pin(async { Ok(backend as Arc<dyn Backend>) })
-            },
-        }];
-        let opened = open(&entries).await.unwrap();
-        assert_eq!(opened.keys().collect::<Vec<_>>(), [&toy()]);
-        assert_eq!(opened[&toy()].list().await.unwrap(), []);
+        let opened = open(WITH_TOY).await.unwrap();
+        let kind = &WITH_TOY[0].kind;
+        assert_eq!(opened.keys().collect::<Vec<_>>(), [kind]);
+        assert_eq!(opened[kind].list().await.unwrap(), []);
     }
 
     #[tokio::test]
     async fn a_backend_that_cannot_be_opened_is_named() {
         let entries = [BackendEntry {
-            kind: toy(),
+            kind: BackendKind::from_static("toy"),
             open: |_| Box::pin(async { anyhow::bail!("it is broken") }),
         }];
         let error = open(&entries).await.err().unwrap();

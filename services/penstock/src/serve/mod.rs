@@ -35,7 +35,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub use args::ServeArgs;
 use descriptor_budget::DescriptorBudget;
 use plan::Plan;
-use server::Server;
+use server::ServerProcess;
 use services::SERVICES;
 use task_groups::TaskGroups;
 
@@ -64,7 +64,7 @@ async fn serve(args: ServeArgs, plan: Plan, budget: DescriptorBudget) -> anyhow:
     let mut signals = Signals::listen()?;
     let mut groups = TaskGroups::default();
     let started = tokio::select! {
-        started = Server::start(&args, plan, budget, &mut groups) => started.map(Some),
+        started = ServerProcess::start(&args, plan, budget, &mut groups) => started.map(Some),
         () = signals.stop() => Ok(None),
     };
     let served = match &started {
@@ -89,7 +89,7 @@ async fn serve(args: ServeArgs, plan: Plan, budget: DescriptorBudget) -> anyhow:
     if let Some(server) = started {
         server.close().await;
         let data = args.data.display();
-        tracing::info!(%data, "stopped; all data is kept, and the next start with it continues from here");
+        tracing::info!(%data, hint = "all data is kept; the next start continues from here", "stopped");
     }
     served
 }

@@ -24,13 +24,13 @@ use super::task_groups::{TaskGroupName, TaskGroups};
 use super::{start, zone_files};
 
 /// A running process.
-pub struct Server {
+pub struct ServerProcess {
     folder: DataFolder,
     ctx: ServerContext,
     addresses: Addresses,
 }
 
-impl Server {
+impl ServerProcess {
     /// Starts the services of the plan. Tasks that were started before an error or a cancellation are in
     /// `groups`; the caller must shut them down.
     pub async fn start(
@@ -112,10 +112,15 @@ fn store_url(args: &ServeArgs, data: &Path) -> String {
 async fn open_store(args: &ServeArgs, data: &Path) -> anyhow::Result<Store> {
     let url = store_url(args, data);
     let archives = args.archive.as_deref();
+    let open = || async {
+        let store = Store::open_with(&url, archives).await?;
+        store::check_retained(&store).await?;
+        Ok(store)
+    };
     // A file exists or does not; a database server may start after us.
     let opened = match url.starts_with("sqlite:") {
-        true => Store::open_with(&url, archives).await,
-        false => open_when_available(|| Store::open_with(&url, archives)).await,
+        true => open().await,
+        false => open_when_available(open).await,
     };
     opened.context("cannot open the event store")
 }

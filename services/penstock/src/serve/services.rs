@@ -59,7 +59,7 @@ mod tests {
     use super::super::args::ServeArgs;
     use super::super::descriptor_budget::DescriptorBudget;
     use super::super::plan::Plan;
-    use super::super::server::Server;
+    use super::super::server::ServerProcess;
     use super::super::task_groups::TaskGroups;
     use super::*;
 
@@ -102,7 +102,7 @@ mod tests {
         assert!(plan.is_all_in_one() && plan.runs(Service("toy")) && !plan.needs_store());
         let mut groups = TaskGroups::default();
         let budget = DescriptorBudget::of(&args).unwrap();
-        let server = Server::start(&args, plan, budget, &mut groups)
+        let server = ServerProcess::start(&args, plan, budget, &mut groups)
             .await
             .unwrap();
         assert_eq!(server.addresses().gateway.as_deref(), Some("http://toy"));

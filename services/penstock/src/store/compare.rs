@@ -105,7 +105,7 @@ impl ComparableLog {
 }
 
 /// A log being read.
-struct LogScan {
+struct ComparisonScan {
     log: ComparableLog,
     page: VecDeque<RawRecord>,
     after: Position,
@@ -114,7 +114,7 @@ struct LogScan {
     only: Option<UnmatchedEvents>,
 }
 
-impl LogScan {
+impl ComparisonScan {
     fn new(log: ComparableLog) -> Self {
         Self {
             log,
@@ -184,7 +184,7 @@ struct HashReport {
 }
 
 async fn hash_of(log: ComparableLog, up_to: Position) -> Result<HashReport, CliError> {
-    let mut scan = LogScan::new(log);
+    let mut scan = ComparisonScan::new(log);
     let of = scan.log.last().min(up_to);
     let mut progress = Progress::new("log read up to position");
     while let Some(at) = scan.peek_position().await?.filter(|at| *at <= up_to) {
@@ -274,7 +274,7 @@ fn common_end(a: &ComparableLog, b: &ComparableLog) -> Position {
 
 /// Reads both logs side by side.
 struct LogComparer {
-    scans: [LogScan; 2],
+    scans: [ComparisonScan; 2],
     /// The last position before any difference.
     same_up_to: Position,
     /// The position and kind of the first difference.
@@ -284,7 +284,7 @@ struct LogComparer {
 impl LogComparer {
     fn of(a: ComparableLog, b: ComparableLog) -> Self {
         Self {
-            scans: [LogScan::new(a), LogScan::new(b)],
+            scans: [ComparisonScan::new(a), ComparisonScan::new(b)],
             same_up_to: Position::START,
             first_difference: None,
         }
@@ -373,7 +373,7 @@ impl LogComparer {
         let first_difference = self.first_difference.or(gap);
         let [a, b] = self.scans;
         // An empty log proves nothing about the other.
-        let only = |name, scan: &LogScan| Some((scan.only?.first, Difference::OnlyIn(name)));
+        let only = |name, scan: &ComparisonScan| Some((scan.only?.first, Difference::OnlyIn(name)));
         let one_is_empty = (self.same_up_to == Position::START)
             .then(|| only("a", &a).or_else(|| only("b", &b)))
             .flatten();

@@ -34,12 +34,12 @@ pub struct VerifyArgs {
 
 /// The output of `events head -o json`.
 #[derive(Deserialize)]
-struct SavedHeads {
+struct HeadsDocument {
     items: Vec<BucketHead>,
 }
 
 #[derive(Serialize)]
-struct Verified {
+struct VerifyOutput {
     ok: bool,
     #[serde(flatten)]
     report: VerifyReport,
@@ -55,7 +55,7 @@ pub async fn verify(args: &VerifyArgs) -> Result<(), CliError> {
     let report = report.map_err(failed)?;
     let ok = report.is_sound();
     args.output
-        .print(&render(&report), &Verified { ok, report })?;
+        .print(&render(&report), &VerifyOutput { ok, report })?;
     match ok {
         true => Ok(()),
         false => Err(CliError::Quiet(1)),
@@ -67,7 +67,7 @@ fn read_heads(file: &PathBuf) -> Result<Vec<BucketHead>, CliError> {
     let text = std::fs::read_to_string(file).map_err(|error| {
         CliError::Failed(format!("{name} cannot be read: {error}")).caused_by(error)
     })?;
-    let saved: SavedHeads = serde_json::from_str(&text).map_err(|error| {
+    let saved: HeadsDocument = serde_json::from_str(&text).map_err(|error| {
         CliError::Failed(format!(
             "{name} holds no heads: write it with `penstock events head -o json > {name}`"
         ))

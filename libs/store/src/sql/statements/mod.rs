@@ -282,6 +282,25 @@ pub(crate) async fn read_all(
     Ok(raw(found))
 }
 
+/// Reads the events that the table has up to a position, including those at positions that no event of the log
+/// has.
+pub(crate) async fn read_through(
+    connection: &mut Connection<'_>,
+    after: Option<Position>,
+    through: Position,
+    limit: usize,
+) -> Result<Vec<RawRecord>> {
+    let found = run!(
+        connection,
+        query_as<RawColumns>.fetch_all,
+        select_events!("WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3"),
+        after.map_or(i64::MIN, |after| after.0 as i64),
+        through.0 as i64,
+        limit as i64
+    )?;
+    Ok(raw(found))
+}
+
 pub(crate) async fn read_event(
     connection: &mut Connection<'_>,
     id: &str,

@@ -344,11 +344,11 @@ impl World {
     /// A gateway receives routes one turn late, and reports in frames.
     fn gateway_turn(&mut self, id: &'static str) {
         self.read_truth();
-        let ready = |instance: &&Box<Instance>| instance.is_ready();
-        let routed = self
+        let instances = self
             .truth
             .values()
-            .flat_map(|fold| fold.instances.instances.values().filter(ready));
+            .flat_map(|fold| fold.instances.instances.values());
+        let routed = instances.filter(|instance| instance.is_ready());
         let routed: BTreeSet<_> = routed.map(|instance| instance.id.clone()).collect();
         let gateway = self.gateways.get_mut(id).unwrap();
         gateway

@@ -251,12 +251,13 @@ impl<'a> Fleet<'a> {
         let has_lost = instances
             .of(deployment.uid)
             .any(|instance| context.is_lost(instance));
-        let may_run = |instance: &&Box<Instance>| {
+        let may_run = |instance: &&Instance| {
             instance.deployment == *name
                 && instance.phase != Phase::Failed
                 && !context.is_lost(instance)
         };
-        let running = || instances.instances.values().filter(may_run).count() as u32;
+        let all = || instances.instances.values().map(Box::as_ref);
+        let running = || all().filter(may_run).count() as u32;
         let is_stop_first = deployment.spec.update == Update::StopFirst;
         Self {
             current,

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // tests fail by panicking
 
+mod api_clients;
 mod archives;
 mod availability;
 mod bad_input;

@@ -21,7 +21,7 @@ pub struct Penstock {
     process: Child,
     pub control: String,
     pub gateway: String,
-    token: String,
+    pub token: String,
     data: PathBuf,
     /// The position of the last write; reads wait for it.
     position: AtomicU64,

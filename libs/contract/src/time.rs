@@ -159,12 +159,14 @@ impl Span {
     }
 }
 
-const UNITS: [(&str, u64); 5] = [
-    ("ms", 1),
-    ("d", 86_400_000),
-    ("h", 3_600_000),
-    ("m", 60_000),
-    ("s", 1000),
+/// Unit, milliseconds, and the digits that a count may have: a few centuries exceed any use, and keep sums of
+/// instants and spans in range. The pattern of the schema states the same.
+const UNITS: [(&str, u64, usize); 5] = [
+    ("ms", 1, 13),
+    ("d", 86_400_000, 5),
+    ("h", 3_600_000, 6),
+    ("m", 60_000, 8),
+    ("s", 1000, 10),
 ];
 
 /// The text is not a duration.
@@ -178,20 +180,19 @@ impl FromStr for Span {
     type Err = InvalidSpan;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let invalid = || InvalidSpan(text.to_owned());
-        let (unit, factor) = UNITS
+        let (unit, factor, digits_max) = UNITS
             .iter()
-            .find(|(unit, _)| text.ends_with(unit))
+            .find(|(unit, ..)| text.ends_with(unit))
             .ok_or_else(invalid)?;
         let digits = &text[..text.len() - unit.len()];
         if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
             return Err(invalid());
         }
+        if digits.trim_start_matches('0').len() > *digits_max {
+            return Err(invalid());
+        }
         let count: u64 = digits.parse().map_err(|_| invalid())?;
-        // A hundred years exceed any use, and keep sums of instants and spans in range.
-        let millis = count
-            .checked_mul(*factor)
-            .filter(|m| *m <= 100 * 366 * 86_400_000);
-        millis.map(Self::from_millis).ok_or_else(invalid)
+        Ok(Self::from_millis(count * factor))
     }
 }
 
@@ -202,9 +203,9 @@ impl fmt::Display for Span {
         }
         let largest = UNITS
             .iter()
-            .filter(|(_, factor)| self.millis.is_multiple_of(*factor))
-            .max_by_key(|(_, factor)| *factor);
-        let (unit, factor) = largest.copied().unwrap_or(("ms", 1));
+            .filter(|(_, factor, _)| self.millis.is_multiple_of(*factor))
+            .max_by_key(|(_, factor, _)| *factor);
+        let (unit, factor) = largest.map_or(("ms", 1), |(unit, factor, _)| (*unit, *factor));
         write!(f, "{}{unit}", self.millis / factor)
     }
 }
@@ -228,7 +229,8 @@ impl schemars::JsonSchema for Span {
         "Duration".into()
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$",
+        schemars::json_schema!({"type": "string",
+            "pattern": "^0*([0-9]{1,13}ms|[0-9]{1,10}s|[0-9]{1,8}m|[0-9]{1,6}h|[0-9]{1,5}d)$",
             "description": "A whole number and a unit: 500ms, 30s, 5m, 1h, 7d"})
     }
 }
@@ -271,7 +273,17 @@ mod tests {
             assert_eq!(span.millis(), millis);
             assert_eq!(span.to_string(), canonical);
         }
-        for bad in ["", "5", "s", "-5s", "1.5h", "5 m", "99999999999d", "1w"] {
+        for bad in [
+            "",
+            "5",
+            "s",
+            "-5s",
+            "1.5h",
+            "5 m",
+            "100000d",
+            "10000000000000ms",
+            "1w",
+        ] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
         }
     }

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use store::IdempotencyKey;
 
 use crate::error::ApiError;
+use crate::table::POSITION_MAX;
 
 /// The header in which a write returns its position, and a read requires it.
 pub const POSITION: HeaderName = HeaderName::from_static("penstock-position");
@@ -56,6 +57,32 @@ pub struct Call {
 pub struct PageRequest {
     pub limit: usize,
     pub before: Option<Position>,
+}
+
+/// Writes numbers such as `2.0` as `2`: to JSON Schema, and so to generated clients, they are the same.
+fn write_whole_numbers(value: &mut Value) {
+    /// Floating point numbers up to this are exact.
+    const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let float = number.as_f64().unwrap_or(f64::NAN);
+            if float.fract() == 0.0 && float.abs() <= WHOLE_MAX {
+                *value = Value::from(float as i64);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(write_whole_numbers),
+        Value::Object(fields) => fields.values_mut().for_each(write_whole_numbers),
+        _ => {}
+    }
+}
+
+/// A position of the log; none if the text is no whole number, or beyond [`POSITION_MAX`].
+pub fn parse_position(text: &str) -> Option<Position> {
+    let position = text
+        .parse()
+        .ok()
+        .filter(|position| *position <= POSITION_MAX);
+    position.map(Position)
 }
 
 impl Call {
@@ -124,11 +151,18 @@ impl Call {
 
     /// The body as a typed value; an empty body is an empty object.
     pub fn parse_body<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        let value = if self.body.iter().all(u8::is_ascii_whitespace) {
+        let mut value = if self.body.iter().all(u8::is_ascii_whitespace) {
             Value::Object(serde_json::Map::new())
         } else {
             self.document()?.tree.value
         };
+        // A list would be read as the fields in their order.
+        if !value.is_object() {
+            let detail =
+                "the body is no object; send the fields by name, such as {\"instances\": 2}";
+            return Err(ApiError::invalid(vec![Finding::new("", detail)]));
+        }
+        write_whole_numbers(&mut value);
         read_typed(&value, "").map_err(ApiError::invalid)
     }
 
@@ -174,15 +208,28 @@ impl Call {
         Ok(Some(span))
     }
 
+    /// A position of the log.
+    pub fn position(&self, name: &str) -> Result<Option<Position>, ApiError> {
+        let Some(text) = self.query.get(name) else {
+            return Ok(None);
+        };
+        let position = parse_position(text).ok_or_else(|| {
+            ApiError::bad_request(format!(
+                "`{name}={text}` is not a position; write a whole number"
+            ))
+        })?;
+        Ok(Some(position))
+    }
+
     pub fn page(&self) -> Result<PageRequest, ApiError> {
         let limit = self.limit()?;
         let before = match self.query.get("cursor") {
             None => None,
-            Some(text) => Some(Position(text.parse().map_err(|_| {
+            Some(text) => Some(parse_position(text).ok_or_else(|| {
                 ApiError::bad_request(format!(
                     "`cursor={text}` is not a cursor; use the `nextCursor` of the previous page"
                 ))
-            })?)),
+            })?),
         };
         Ok(PageRequest { limit, before })
     }
@@ -212,27 +259,19 @@ impl Call {
         let Some(text) = self.header(&POSITION)? else {
             return Ok(None);
         };
-        let position = text.parse().map_err(|_| {
+        let position = parse_position(text).ok_or_else(|| {
             ApiError::bad_request(format!(
                 "the header {POSITION} must be a position, not `{text}`"
             ))
         })?;
-        Ok(Some(Position(position)))
+        Ok(Some(position))
     }
 
-    /// `If-Match` and `If-None-Match`.
+    /// `If-Match` and `If-None-Match`; the latter holds if both are given.
     pub fn precondition(&self) -> Result<Precondition, ApiError> {
-        if let Some(text) = self.header(&header::IF_NONE_MATCH)? {
-            return match text.trim() {
-                "*" => Ok(Precondition::Absent),
-                _ => Err(ApiError::bad_request(
-                    "If-None-Match takes only `*`: the resource must not exist yet",
-                )),
-            };
-        }
-        match self.header(&header::IF_MATCH)?.map(str::trim) {
-            None => Ok(Precondition::None),
-            Some("*") => Ok(Precondition::Present),
+        let by_match = match self.header(&header::IF_MATCH)?.map(str::trim) {
+            None => Precondition::None,
+            Some("*") => Precondition::Present,
             Some(text) => {
                 let revision = text
                     .strip_prefix('"')
@@ -242,8 +281,15 @@ impl Call {
                         "If-Match must be an ETag such as \"3\", not `{text}`"
                     ))
                 })?;
-                Ok(Precondition::Revision(revision))
+                Precondition::Revision(revision)
             }
+        };
+        match self.header(&header::IF_NONE_MATCH)?.map(str::trim) {
+            None => Ok(by_match),
+            Some("*") => Ok(Precondition::Absent),
+            Some(_) => Err(ApiError::bad_request(
+                "If-None-Match takes only `*`: the resource must not exist yet",
+            )),
         }
     }
 

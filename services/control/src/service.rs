@@ -340,6 +340,11 @@ async fn serve(
     {
         app.wait_for(position).await?;
     }
+    // Also where the handler does not get to read them.
+    if !entry.headers.is_empty() {
+        call.precondition()?;
+        call.idempotency_key()?;
+    }
     (entry.handler)(app.clone(), call).await
 }
 
@@ -369,8 +374,8 @@ async fn read_body(body: Body, within: Duration) -> Result<Bytes, ApiError> {
 fn parse_query(entry: &RouteEntry, text: &str) -> Result<BTreeMap<String, String>, ApiError> {
     let mut query = BTreeMap::new();
     for (name, value) in form_urlencoded::parse(text.as_bytes()) {
-        if !entry.query.iter().any(|(allowed, _)| *allowed == name) {
-            let allowed: Vec<&str> = entry.query.iter().map(|(allowed, _)| *allowed).collect();
+        if !entry.query.iter().any(|allowed| allowed.name == name) {
+            let allowed: Vec<&str> = entry.query.iter().map(|allowed| allowed.name).collect();
             let remedy = match allowed.is_empty() {
                 true => "this path takes none".to_owned(),
                 false => format!("use one of: {}", allowed.join(", ")),

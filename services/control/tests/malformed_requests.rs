@@ -460,3 +460,50 @@ async fn bodies_and_documents_over_their_limits_are_rejected() {
     assert_eq!(world.head().await, head);
     world.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_openapi_document_excludes_is_rejected() {
+    let world = TestWorld::with_blue().await;
+    // Read as a list, its items would be the fields in their order.
+    world
+        .post("/v1/archive", &json!([null, null]))
+        .await
+        .expect(400);
+    let beyond = "9223372036854775808";
+    for path in ["/v1/events?after=", "/v1/access?cursor="] {
+        world.get(&format!("{path}{beyond}")).await.expect(400);
+    }
+    // Also of a precondition that another one outweighs, and of a response that is stored.
+    let regenerate = || {
+        let path = "/v1/endpoints/iris/keys/primary/regenerate";
+        world
+            .request(Method::POST, path)
+            .header("idempotency-key", "k")
+    };
+    world.send(regenerate()).await.expect(200);
+    for request in [
+        regenerate().header("if-none-match", "x"),
+        regenerate()
+            .header("if-none-match", "*")
+            .header("if-match", "x"),
+    ] {
+        world.send(request).await.expect(400);
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whole_numbers_may_be_written_with_a_fraction_of_zero() {
+    let world = TestWorld::with_blue().await;
+    let pinned = world
+        .request(Method::PUT, "/v1/autoscale/iris/blue/pin")
+        .body(r#"{"instances": 2.0}"#);
+    let pinned = world.send(pinned).await.expect(200).body();
+    assert_eq!(pinned["pin"]["instances"], 2);
+    let fraction = json!({"instances": 2.5});
+    world
+        .put("/v1/autoscale/iris/blue/pin", &fraction)
+        .await
+        .expect(400);
+    world.stop().await;
+}

@@ -403,6 +403,44 @@ fn the_checked_in_openapi_document_is_up_to_date() {
 }
 
 #[test]
+fn every_parameter_states_which_texts_it_takes() {
+    let document = control::openapi::document();
+    let operations = document["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(path, methods)| {
+            let methods = methods.as_object().unwrap().values();
+            methods.map(move |operation| (path, operation))
+        });
+    for (path, operation) in operations {
+        let parameters = operation["parameters"].as_array().unwrap();
+        let names: Vec<&str> = path
+            .split('/')
+            .filter(|part| part.starts_with('{'))
+            .collect();
+        let in_path = parameters
+            .iter()
+            .filter(|parameter| parameter["in"] == "path");
+        assert_eq!(in_path.count(), names.len(), "{path}");
+        for parameter in parameters {
+            let schema = &parameter["schema"];
+            // Filters match nothing for a name that does not exist, whatever it is.
+            let is_filter = ["endpoint", "deployment", "instance"]
+                .map(Value::from)
+                .contains(&parameter["name"])
+                && parameter["in"] == "query";
+            let is_limited = schema["type"] == "boolean"
+                || schema["minimum"].is_number() && schema["maximum"].is_number()
+                || ["pattern", "format", "enum", "anyOf", "$ref"]
+                    .iter()
+                    .any(|key| !schema[key].is_null());
+            assert!(is_filter || is_limited, "{path}: {parameter}");
+        }
+    }
+}
+
+#[test]
 fn every_kind_of_document_can_be_put() {
     let mut generator = SchemaSettings::draft2020_12().into_generator();
     let entries = routes().into_iter();

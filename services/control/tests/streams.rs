@@ -226,12 +226,33 @@ async fn health_readiness_and_metrics_need_no_token_on_loopback() {
     assert_eq!(missing["missing"], json!(["gateway: no routes yet"]));
     other.ready();
     get("/readyz").await.expect(200);
-    let metrics = get("/metrics").await.expect(200).text;
+    get("/metrics").await.expect(200);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_in_the_format_that_is_asked_for() {
+    let world = TestWorld::start().await;
+    world.get("/v1/endpoints").await.expect(200);
+    let metrics = world.get("/metrics").await.expect(200);
+    let kind = metrics.header("content-type").unwrap();
+    assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
+    let counter = "# TYPE penstock_control_requests_total counter\n";
+    assert!(metrics.text.contains(counter), "{}", metrics.text);
+    let request = world.request(http::Method::GET, "/metrics");
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.3";
+    let metrics = world
+        .send(request.header("accept", accept))
+        .await
+        .expect(200);
+    let kind = metrics.header("content-type").unwrap();
     assert!(
-        metrics.contains("penstock_control_requests_total"),
-        "{metrics}"
+        kind.starts_with("application/openmetrics-text; version=1.0.0"),
+        "{kind}"
     );
-    assert!(metrics.trim_end().ends_with("# EOF"));
+    let counter = "# TYPE penstock_control_requests counter\n";
+    assert!(metrics.text.contains(counter), "{}", metrics.text);
+    assert!(metrics.text.ends_with("# EOF\n"), "{}", metrics.text);
     world.stop().await;
 }
 

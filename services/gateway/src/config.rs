@@ -31,7 +31,7 @@ pub struct Config {
     pub domain: Option<String>,
     /// Addresses of proxies that are believed what they say about the client. None by default.
     pub trusted_proxies: Vec<IpNet>,
-    /// How much of a body of known length is received before an instance is chosen: a slow sender occupies
+    /// How much of a body is received before an instance is chosen: a slow sender occupies
     /// none until then, and a body that is no longer can be sent again where that is safe.
     pub upload_buffer_bytes: u64,
     /// Maximum number of client connections, if there are enough descriptors. At the limit, the

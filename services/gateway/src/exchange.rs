@@ -203,6 +203,16 @@ impl Exchange {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Frame<Bytes>, ResponseError>> {
         Poll::Ready(match ready!(self.client.poll_interrupt(cx)) {
+            // It has not sent what it announced, and the model waits for that.
+            Interrupt::Deadline
+                if self
+                    .upstream()
+                    .is_some_and(|upstream| upstream.send_progress().awaits_client) =>
+            {
+                self.client.connection.reset_on_close();
+                self.end(ResponseEnd::ClientLeft);
+                Err(ResponseError::ClientLeft)
+            }
             Interrupt::Deadline => {
                 let reason = if self.client.connection.is_request_over() {
                     CutReason::Duration

@@ -231,6 +231,9 @@ enum RequestFraming {
     Refusing(HeadError),
     /// The refusal has been passed on; nothing more is read from this client.
     Refused,
+    /// The body is malformed after the validated bytes: reading fails once those have been passed on, so that
+    /// their request is refused.
+    Broken,
 }
 
 #[derive(Debug)]
@@ -360,7 +363,7 @@ impl Guard {
 
 impl RequestFraming {
     /// Returns how many of `bytes` may be passed on: all but the beginning of an incomplete head.
-    fn check(&mut self, bytes: &[u8], seen: &mut SeenHeads) -> io::Result<usize> {
+    fn check(&mut self, bytes: &[u8], seen: &mut SeenHeads) -> usize {
         let mut at = 0;
         while at < bytes.len() {
             match self {
@@ -373,7 +376,10 @@ impl RequestFraming {
                     }
                 }
                 Self::Chunks(chunks) => {
-                    let (taken, done) = chunks.consume(&bytes[at..])?;
+                    let Ok((taken, done)) = chunks.consume(&bytes[at..]) else {
+                        *self = Self::Broken;
+                        return at;
+                    };
                     at += taken;
                     if done {
                         *self = Self::Head(HeadScanner::default());
@@ -384,25 +390,25 @@ impl RequestFraming {
                     at += head.skip_empty_lines(&bytes[at..]);
                     let end = match head.find_end(&bytes[at..]) {
                         Ok(Some(end)) => end,
-                        Ok(None) => return Ok(at),
+                        Ok(None) => return at,
                         Err(reason) => {
                             *self = Self::Refusing(reason);
-                            return Ok(at);
+                            return at;
                         }
                     };
                     *self = match check_head(&bytes[at..at + end], seen) {
                         Ok(next) => next.into(),
                         Err(reason) => {
                             *self = Self::Refusing(reason);
-                            return Ok(at);
+                            return at;
                         }
                     };
                     at += end;
                 }
-                Self::Refusing(_) | Self::Refused => return Ok(at),
+                Self::Refusing(_) | Self::Refused | Self::Broken => return at,
             }
         }
-        Ok(at)
+        at
     }
 }
 
@@ -438,6 +444,9 @@ impl AsyncRead for Guard {
                     continue;
                 }
                 RequestFraming::Refused => return Poll::Pending,
+                RequestFraming::Broken => {
+                    return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                }
                 RequestFraming::Head(_) | RequestFraming::Body(_) | RequestFraming::Chunks(_) => {}
             }
             let checked = if this.buffer.is_empty() {
@@ -459,7 +468,7 @@ impl AsyncRead for Guard {
                 }
                 this.connection.on_data();
                 let mut seen = this.connection.seen_heads.borrow_mut();
-                let checked = this.framing.check(&buf.filled()[before..], &mut seen)?;
+                let checked = this.framing.check(&buf.filled()[before..], &mut seen);
                 if checked < read {
                     this.buffer
                         .extend_from_slice(&buf.filled()[before + checked..]);
@@ -483,7 +492,7 @@ impl AsyncRead for Guard {
                     }
                 }
                 let mut seen = this.connection.seen_heads.borrow_mut();
-                this.ready_len = this.framing.check(&this.buffer, &mut seen)?;
+                this.ready_len = this.framing.check(&this.buffer, &mut seen);
                 0
             };
             let is_receiving = !matches!(this.framing, RequestFraming::Head(_));

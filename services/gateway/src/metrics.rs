@@ -166,7 +166,11 @@ impl GatewayMetrics {
     /// Counts requests that were refused before a deployment was chosen.
     pub fn observe_refusals(&self, refusals: &RefusalCounts) {
         for ((endpoint, status), count) in refusals {
-            let code_class = if *status < 500 { "4xx" } else { "5xx" };
+            // 501 refuses the client's upgrade; it is no failure of ours.
+            let code_class = match status {
+                400..=499 | 501 => "4xx",
+                _ => "5xx",
+            };
             let labels = DeploymentLabels {
                 endpoint: endpoint.clone(),
                 deployment: String::new(),

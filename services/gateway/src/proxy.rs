@@ -67,11 +67,13 @@ pub async fn handle(
     let own_id = || client_request_id(&parts.headers);
     let id = client.connection.has_request_ids().then(own_id).flatten();
     let id = id.unwrap_or_else(|| client.worker.request_id());
+    client.upload.begin(&incoming);
     if is_health_check(&parts, client.worker.domain()) {
         client.connection.end_response();
-        return Ok(healthy(id));
+        let mut response = healthy(id);
+        close_if_unread(&client, response.headers_mut());
+        return Ok(response);
     }
-    client.upload.begin(&incoming);
     let result = serve(&client, &parts, incoming, &id).await;
     parts.headers.clear();
     client.worker.spare_headers.replace(parts.headers);
@@ -87,11 +89,15 @@ pub async fn handle(
     if let Some(deployment) = refused.deployment {
         response.headers_mut().insert(DEPLOYMENT, deployment);
     }
+    close_if_unread(&client, response.headers_mut());
+    Ok(response.map(|body| ResponseBody::Full(Some(body.into()))))
+}
+
+/// Says that the connection closes, if the body of its request is left behind.
+fn close_if_unread(client: &ClientConnection, headers: &mut HeaderMap) {
     if client.leaves_body() {
-        let headers = response.headers_mut();
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(response.map(|body| ResponseBody::Full(Some(body.into()))))
 }
 
 /// The response to a check of the gateway's own health: that it responds at all.
@@ -197,7 +203,8 @@ fn match_route<'a>(
             let reason = HeadError::from_token(token).unwrap_or(HeadError::Malformed);
             return Err(Refusal::Head(reason));
         }
-        let target = Target::parse(parts, client.worker.domain())?;
+        let exists = |name: &str| client.worker.endpoint(name).is_some();
+        let target = Target::parse(parts, client.worker.domain(), exists)?;
         let endpoint = client
             .worker
             .endpoint(&target.endpoint)
@@ -301,9 +308,7 @@ fn build_response(
     let headers = response.headers_mut();
     headers.append(DEPLOYMENT, deployment);
     headers.append(REQUEST_ID, request.id.clone());
-    if client.leaves_body() {
-        headers.append(CONNECTION, HeaderValue::from_static("close"));
-    }
+    close_if_unread(client, headers);
     if outcome != RequestOutcome::Success {
         mark_model_error(headers, head.status, mapping);
     }

@@ -379,4 +379,14 @@ mod tests {
         }
         assert_eq!(model_retry_after_secs(None), 1);
     }
+
+    #[test]
+    fn a_full_gateway_says_when_to_retry() {
+        for refusal in [Refusal::TooManyConnections, Refusal::OutOfDescriptors] {
+            let id = HeaderValue::from_static("id");
+            let response = refusal.response(id, ErrorMapping::Azure, Protocol::Http);
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(response.headers()[RETRY_AFTER], "1");
+        }
+    }
 }

@@ -29,10 +29,22 @@ impl<'a> Target<'a> {
         parts.uri.path_and_query().map_or("/", |path| path.as_str())
     }
 
-    /// Finds the target in the path, or in the host name under `domain`.
-    pub fn parse(parts: &'a Parts, domain: Option<&str>) -> Result<Self, Refusal> {
+    /// Finds the target in the host name under `domain` if that names an endpoint that `exists`, or else in the
+    /// path: the paths of a model may begin as ours do.
+    pub fn parse(
+        parts: &'a Parts,
+        domain: Option<&str>,
+        exists: impl Fn(&str) -> bool,
+    ) -> Result<Self, Refusal> {
         let path = Self::path_and_query(parts);
+        let on_host = || host_endpoint(parts, domain).filter(|endpoint| exists(endpoint));
         let (endpoint, path) = match path.strip_prefix(PREFIX) {
+            Some(_)
+                if domain.is_some()
+                    && let Some(endpoint) = on_host() =>
+            {
+                (endpoint, path)
+            }
             Some(tail) => {
                 let (endpoint, path) = tail.split_at(tail.find(['/', '?']).unwrap_or(tail.len()));
                 (endpoint.into(), path)
@@ -198,10 +210,17 @@ mod tests {
             ("/score", "Iris.ml.example.", "iris", "/score"),
             ("/score", "iris.ml.example.:80", "iris", "/score"),
             ("/endpoints/Iris/score", "x", "Iris", "/score"),
+            (
+                "/endpoints/rose/score",
+                "iris.ml.example",
+                "iris",
+                "/endpoints/rose/score",
+            ),
+            ("/endpoints/rose/score", "www.ml.example", "rose", "/score"),
         ];
         for (uri, host, endpoint, path) in cases {
             let parts = parts(uri, host);
-            let target = Target::parse(&parts, Some("ml.example"));
+            let target = Target::parse(&parts, Some("ml.example"), |name| name == "iris");
             assert_eq!(
                 target,
                 Ok(Target {
@@ -224,11 +243,11 @@ mod tests {
             ("/score", "iris.ml.example.."),
         ] {
             let parts = parts(uri, host);
-            let target = Target::parse(&parts, Some("ml.example"));
+            let target = Target::parse(&parts, Some("ml.example"), |_| true);
             assert_eq!(target, Err(Refusal::UnknownEndpoint), "{uri} {host}");
         }
         let by_host = parts("/score", "iris.ml.example");
-        assert!(Target::parse(&by_host, None).is_err());
+        assert!(Target::parse(&by_host, None, |_| true).is_err());
     }
 
     #[test]
@@ -250,7 +269,7 @@ mod tests {
             "/..%252fadmin",
         ] {
             let parts = parts(&format!("/endpoints/iris/score{suffix}"), "x");
-            let target = Target::parse(&parts, None).unwrap();
+            let target = Target::parse(&parts, None, |_| true).unwrap();
             assert_eq!(target.check_segments(), Err(Refusal::Path), "{suffix}");
         }
         for suffix in [
@@ -263,7 +282,7 @@ mod tests {
             "/a?b=/../c",
         ] {
             let parts = parts(&format!("/endpoints/iris/score{suffix}"), "x");
-            let target = Target::parse(&parts, None).unwrap();
+            let target = Target::parse(&parts, None, |_| true).unwrap();
             assert_eq!(target.check_segments(), Ok(()), "{suffix}");
         }
     }

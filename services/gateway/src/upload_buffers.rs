@@ -14,7 +14,8 @@ pub struct UploadBuffers {
     bytes: Arc<AtomicU64>,
 }
 
-/// The right to a buffer of this size; returned when dropped.
+/// The right to a buffer of this size, which grows with what arrives, since a sender that only begins must not
+/// keep memory from others; returned when dropped.
 #[derive(Debug)]
 pub struct BufferPermit {
     buffers: UploadBuffers,
@@ -28,21 +29,21 @@ struct Held {
 }
 
 impl UploadBuffers {
-    /// Returns `None` if that is too much together with the others.
-    pub fn reserve(&self, bytes: u64) -> Option<BufferPermit> {
-        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let permit = BufferPermit {
+    /// A permit for an empty buffer.
+    pub fn begin(&self) -> BufferPermit {
+        BufferPermit {
             buffers: self.clone(),
-            bytes,
-        };
-        // Dropping the permit takes it back.
-        (before.saturating_add(bytes) <= BYTES_MAX).then_some(permit)
+            bytes: 0,
+        }
     }
 }
 
 impl BufferPermit {
-    pub fn bytes(&self) -> u64 {
-        self.bytes
+    /// Counts a piece that has arrived; returns whether the buffers have room for another one.
+    pub fn grow(&mut self, bytes: u64) -> bool {
+        self.bytes += bytes;
+        let before = self.buffers.bytes.fetch_add(bytes, Ordering::Relaxed);
+        before.saturating_add(bytes) < BYTES_MAX
     }
 
     /// Keeps the permit as long as any copy of `data`.
@@ -73,15 +74,17 @@ mod tests {
     #[test]
     fn buffers_are_bounded_together_and_counted_as_long_as_their_data() {
         let buffers = UploadBuffers::default();
-        let most = buffers.reserve(BYTES_MAX - 1).unwrap();
-        assert!(buffers.reserve(2).is_none());
-        let data = buffers.reserve(1).unwrap().hold(Bytes::from_static(b"x"));
+        let mut most = buffers.begin();
+        assert!(most.grow(BYTES_MAX - 2));
+        let mut last = buffers.begin();
+        assert!(last.grow(1));
+        let data = last.hold(Bytes::from_static(b"x"));
         let copy = data.clone();
         drop(data);
-        assert!(buffers.reserve(1).is_none());
+        assert!(!buffers.begin().grow(1));
         drop(copy);
-        assert!(buffers.reserve(1).is_some());
+        assert!(buffers.begin().grow(1));
         drop(most);
-        assert!(buffers.reserve(BYTES_MAX).is_some());
+        assert!(buffers.begin().grow(BYTES_MAX - 1));
     }
 }

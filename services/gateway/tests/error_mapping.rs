@@ -189,6 +189,23 @@ async fn a_passed_error_counts_as_before_and_has_the_class_of_its_status() {
 }
 
 #[tokio::test]
+async fn what_is_not_there_is_refused_in_the_shape_of_the_protocol() {
+    let instance = TestInstance::echo().await;
+    let gateway = start(&[blue_route(1, &pass(), &[instance.entry()])]).await;
+    for (request, code) in [
+        (request("/endpoints/iris/v1/none"), "unknown-endpoint"),
+        (
+            request("/endpoints/iris/score").header("penstock-deployment", "none"),
+            "unknown-deployment",
+        ),
+    ] {
+        let response = send(gateway.address, request.body(full_body("x")).unwrap()).await;
+        assert_eq!(response.status, 404);
+        assert_eq!(error(&response)["code"], code);
+    }
+}
+
+#[tokio::test]
 async fn every_429_and_503_says_when_to_retry_within_two_minutes() {
     for error_mapping in [ErrorMapping::Azure, ErrorMapping::Pass] {
         let mut settings = Settings {

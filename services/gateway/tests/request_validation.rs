@@ -224,20 +224,36 @@ async fn malformed_chunks_are_refused_and_their_connections_closed() {
         "1\na\n0\n\n",
         "fffffffffffffffff\r\na",
         "2\r\nabc\r\n0\r\n\r\n",
+        "4\r\nsome\r\nx\r\n",
     ] {
         let text = format!(
             "{LINE}host: a\r\ntransfer-encoding: chunked\r\n\r\n{chunks}{LINE}host: a\r\n\r\n"
         );
         let response = send_raw(gateway.address, text.as_bytes()).await;
-        assert!(
-            response.matches("HTTP/1.1 ").count() <= 1,
+        assert_eq!(
+            response.matches("HTTP/1.1 ").count(),
+            1,
             "{chunks:?}: {response}"
         );
         assert!(
-            response.is_empty() || response.starts_with("HTTP/1.1 400 "),
+            response.starts_with("HTTP/1.1 400 ") && response.contains("bad-body"),
             "{chunks:?}: {response}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_refused_upgrade_is_not_counted_as_a_failure() {
+    let gateway = start(&[]).await;
+    let upgrade = format!("{LINE}host: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+    send_raw(gateway.address, upgrade.as_bytes()).await;
+    let metrics = gateway.metrics.clone();
+    gateway.stop().await;
+    let text = metrics.encode();
+    let counted = text
+        .lines()
+        .find(|line| line.starts_with("penstock_requests_total{"));
+    assert!(counted.unwrap().contains("code_class=\"4xx\""), "{text}");
 }
 
 #[tokio::test]

@@ -263,11 +263,20 @@ async fn a_stream_of_events_whose_instance_breaks_off_ends_with_an_error_event()
 const UPLOAD: &str =
     "POST /endpoints/iris/score HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
 
+/// A gateway that streams bodies from their first byte.
+async fn start_streaming(updates: &[contract::route::RouteUpdate]) -> TestGateway {
+    let config = gateway::Config {
+        upload_buffer_bytes: 0,
+        ..config()
+    };
+    start_with(config, updates).await
+}
+
 #[tokio::test]
 async fn the_time_of_an_upload_does_not_count_against_the_model() {
     let instance = RawInstance::start().await;
     let settings = limits(400, 10_000, 20_000);
-    let mut gateway = start(&[blue_route(1, &settings, &[instance.entry()])]).await;
+    let mut gateway = start_streaming(&[blue_route(1, &settings, &[instance.entry()])]).await;
     let mut client = TcpStream::connect(gateway.address).await.unwrap();
     write_text(&mut client, UPLOAD).await;
     write_chunk(&mut client, "some").await;
@@ -314,7 +323,7 @@ async fn a_client_that_stops_sending_its_body_is_refused_and_not_counted_against
         settings.request.timeout = Span::from_millis(300);
         settings
     }] {
-        let mut gateway = start(&[blue_route(1, &settings, &[instance.entry()])]).await;
+        let mut gateway = start_streaming(&[blue_route(1, &settings, &[instance.entry()])]).await;
         let mut client = TcpStream::connect(gateway.address).await.unwrap();
         write_text(&mut client, UPLOAD).await;
         write_chunk(&mut client, "some").await;
@@ -328,4 +337,28 @@ async fn a_client_that_stops_sending_its_body_is_refused_and_not_counted_against
         assert_eq!(gateway.totals(1).await.outcomes.refused, 1);
         drop(stream);
     }
+}
+
+#[tokio::test]
+async fn a_client_that_stops_sending_during_the_response_is_not_counted_against_the_model() {
+    let instance = RawInstance::start().await;
+    let settings = limits(10_000, 300, 20_000);
+    let mut gateway = start_streaming(&[blue_route(1, &settings, &[instance.entry()])]).await;
+    let mut client = TcpStream::connect(gateway.address).await.unwrap();
+    write_text(&mut client, UPLOAD).await;
+    write_chunk(&mut client, "some").await;
+    let mut stream = instance.accept().await;
+    read_head(&mut stream).await;
+    write_text(&mut stream, EVENTS).await;
+    write_chunk(&mut stream, "data: 1\n\n").await;
+    let mut received = Vec::new();
+    while !received.ends_with(b"data: 1\n\n\r\n") {
+        let read = within_timeout("an event", client.read_buf(&mut received)).await;
+        assert_ne!(read.unwrap(), 0);
+    }
+    let end = within_timeout("the end", client.read_to_end(&mut received)).await;
+    let text = String::from_utf8_lossy(&received);
+    assert!(end.is_err(), "{text}");
+    let outcomes = gateway.totals(1).await.outcomes;
+    assert_eq!((outcomes.client_left, outcomes.timeout), (1, 0));
 }

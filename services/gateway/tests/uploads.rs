@@ -60,6 +60,40 @@ async fn slow_uploads_take_no_slot_from_other_requests() {
 }
 
 #[tokio::test]
+async fn a_slow_upload_of_unknown_length_takes_no_slot_from_other_requests() {
+    let instance = TestInstance::echo().await;
+    let settings = Settings::one_at_a_time();
+    let mut gateway = start(&[blue_route(1, &settings, &[instance.entry()])]).await;
+    let mut client = TcpStream::connect(gateway.address).await.unwrap();
+    let head = "POST /endpoints/iris/score HTTP/1.1\r\nhost: a\r\nconnection: close";
+    let beginning = format!("{head}\r\ntransfer-encoding: chunked\r\n\r\n4\r\nsome\r\n");
+    write_text(&mut client, &beginning).await;
+    let mut total = FrameTotals::default();
+    while total.arrivals < 1 {
+        total.add(&*gateway.frame(|frame| !frame.deployments.is_empty()).await);
+    }
+    for _ in 0..9 {
+        write_text(&mut client, "1\r\nx\r\n").await;
+        assert_eq!(gateway.post("x").await.status, 200);
+    }
+    write_text(&mut client, "0\r\n\r\n").await;
+    let response = String::from_utf8(read_until_closed(&mut client).await).unwrap();
+    assert!(
+        response.starts_with("HTTP/1.1 200 ") && response.contains("somexxxxxxxxx"),
+        "{response}"
+    );
+}
+
+#[tokio::test]
+async fn a_check_of_health_with_a_body_that_is_not_read_says_that_the_connection_closes() {
+    let gateway = start(&[]).await;
+    let request = "GET /healthz HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nso";
+    let response = send_raw(gateway.address, request.as_bytes()).await;
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    assert!(response.contains("connection: close\r\n"), "{response}");
+}
+
+#[tokio::test]
 async fn the_time_of_an_upload_is_neither_latency_nor_age() {
     let instance = TestInstance::echo().await;
     let settings = Settings {

@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::call::Call;
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
-use crate::table::{ADMIN, Content, PAGED, RouteEntry, route, schema};
+use crate::table::{ADMIN, Content, IDEMPOTENT, PAGED, RouteEntry, route, schema};
 use contract::views::AccessView;
 
 /// The routes of this module.
@@ -26,7 +26,7 @@ pub(super) fn routes() -> Vec<RouteEntry> {
         route!(GET "/v1/access" "listAccess" ADMIN, "Tokens, without their secrets",
             Content::Json(schema::<List<AccessView>>), list, query PAGED),
         route!(POST "/v1/access" "grantAccess" ADMIN, "Create a token; it is shown once",
-            Content::Json(schema::<GrantedToken>), grant, body schema::<Grant>, statuses &[201]),
+            Content::Json(schema::<GrantedToken>), grant, headers &[IDEMPOTENT], body schema::<Grant>, statuses &[201]),
         route!(DELETE "/v1/access/{name}" "revokeAccess" ADMIN, "Revoke a token",
             Content::Json(schema::<Revoked>), revoke),
     ]

@@ -28,7 +28,8 @@ use crate::commands::{CommandOutcome, CommandRequest};
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
 use crate::table::{
-    Content, FILTERED, FROM, OPERATOR, PUT, RouteEntry, TO, VIEWER, WRITE, route, schema,
+    Content, FILTERED, FROM, GUARDED, OPERATOR, PUT, REPEATABLE, RouteEntry, TO, VIEWER, WRITE,
+    route, schema,
 };
 
 /// The routes of this module.
@@ -39,18 +40,18 @@ pub(super) fn routes() -> Vec<RouteEntry> {
         route!(GET "/v1/autoscale/{endpoint}/{deployment}" "getAutoscale" VIEWER, "The Autoscale of a deployment",
             Content::Json(schema::<AutoscaleView>), get),
         route!(PUT "/v1/autoscale/{endpoint}/{deployment}" "putAutoscale" OPERATOR, "Set the Autoscale of a deployment",
-            Content::Json(schema::<Applied<AutoscaleView>>), put, query WRITE,
+            Content::Json(schema::<Applied<AutoscaleView>>), put, query WRITE, headers GUARDED,
             body |g| document_schema("Autoscale", g), statuses PUT),
         route!(DELETE "/v1/autoscale/{endpoint}/{deployment}" "deleteAutoscale" OPERATOR, "Remove the Autoscale; the deployment's own count applies again",
-            Content::Json(schema::<Deleted>), delete, query WRITE),
+            Content::Json(schema::<Deleted>), delete, query WRITE, headers GUARDED),
         route!(PUT "/v1/autoscale/{endpoint}/{deployment}/pin" "pin" OPERATOR, "Pin the number of instances, whatever the rules say",
-            Content::Json(schema::<Manual>), pin, body schema::<PinBody>),
+            Content::Json(schema::<Manual>), pin, headers GUARDED, body schema::<PinBody>),
         route!(DELETE "/v1/autoscale/{endpoint}/{deployment}/pin" "release" OPERATOR, "Release the pin, so that the rules decide again",
-            Content::Json(schema::<Manual>), release),
+            Content::Json(schema::<Manual>), release, headers GUARDED),
         route!(POST "/v1/autoscale/{endpoint}/{deployment}/pause" "pause" OPERATOR, "Pause scaling, in one direction or both",
-            Content::Json(schema::<Manual>), pause, body schema::<Directions>),
+            Content::Json(schema::<Manual>), pause, headers REPEATABLE, body schema::<Directions>),
         route!(POST "/v1/autoscale/{endpoint}/{deployment}/resume" "resume" OPERATOR, "Resume scaling, in one direction or both",
-            Content::Json(schema::<Manual>), resume, body schema::<Directions>),
+            Content::Json(schema::<Manual>), resume, headers REPEATABLE, body schema::<Directions>),
         route!(GET "/v1/autoscale/{endpoint}/{deployment}/preview" "previewAutoscale" VIEWER, "The profiles in force over time, oldest first; the next seven days by default",
             Content::Json(schema::<Preview>), preview, query &[FROM, TO]),
     ]

@@ -20,7 +20,8 @@ use crate::call::Call;
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
 use crate::table::{
-    Content, DELETE, FILTERED, OPERATOR, PAGED, PUT, RouteEntry, VIEWER, WRITE, route, schema,
+    Content, DELETE, FILTERED, GUARDED, OPERATOR, PAGED, PUT, RouteEntry, VIEWER, WRITE, route,
+    schema,
 };
 
 /// The routes of this module.
@@ -31,10 +32,10 @@ pub(super) fn routes() -> Vec<RouteEntry> {
         route!(GET "/v1/endpoints/{endpoint}/deployments/{deployment}" "getDeployment" VIEWER, "One deployment",
             Content::Json(schema::<DeploymentView>), get),
         route!(PUT "/v1/endpoints/{endpoint}/deployments/{deployment}" "putDeployment" OPERATOR, "Create a deployment, or update it to match the document",
-            Content::Json(schema::<Applied<DeploymentView>>), put, query WRITE,
+            Content::Json(schema::<Applied<DeploymentView>>), put, query WRITE, headers GUARDED,
             body |g| document_schema("Deployment", g), statuses PUT),
         route!(DELETE "/v1/endpoints/{endpoint}/deployments/{deployment}" "deleteDeployment" OPERATOR, "Delete a deployment that gets no traffic",
-            Content::Json(schema::<Deleted>), delete, query WRITE, statuses DELETE),
+            Content::Json(schema::<Deleted>), delete, query WRITE, headers GUARDED, statuses DELETE),
         route!(GET "/v1/deployments" "listAllDeployments" VIEWER, "Deployments of all endpoints, newest first",
             Content::Json(schema::<List<DeploymentView>>), list_all, query FILTERED),
     ]

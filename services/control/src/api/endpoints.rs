@@ -24,7 +24,8 @@ use crate::commands::CommandRequest;
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
 use crate::table::{
-    ADMIN, Content, DELETE, OPERATOR, PAGED, PUT, RouteEntry, VIEWER, WRITE, route, schema,
+    ADMIN, Content, DELETE, GUARDED, OPERATOR, PAGED, PUT, REPEATABLE, RouteEntry, VIEWER, WRITE,
+    route, schema,
 };
 
 /// The routes of this module.
@@ -35,16 +36,16 @@ pub(super) fn routes() -> Vec<RouteEntry> {
         route!(GET "/v1/endpoints/{endpoint}" "getEndpoint" VIEWER, "One endpoint",
             Content::Json(schema::<EndpointView>), get),
         route!(PUT "/v1/endpoints/{endpoint}" "putEndpoint" OPERATOR, "Create an endpoint, or update it to match the document",
-            Content::Json(schema::<Applied<EndpointView>>), put, query WRITE,
+            Content::Json(schema::<Applied<EndpointView>>), put, query WRITE, headers GUARDED,
             body |g| document_schema("Endpoint", g), statuses PUT),
         route!(DELETE "/v1/endpoints/{endpoint}" "deleteEndpoint" OPERATOR, "Delete an endpoint with its deployments",
-            Content::Json(schema::<Deleted>), delete, query WRITE, statuses DELETE),
+            Content::Json(schema::<Deleted>), delete, query WRITE, headers GUARDED, statuses DELETE),
         route!(PUT "/v1/endpoints/{endpoint}/traffic" "putTraffic" OPERATOR, "Split and mirror traffic; omitted parts stay as they are",
-            Content::Json(schema::<Applied<EndpointView>>), traffic, query WRITE, body schema::<Traffic>),
+            Content::Json(schema::<Applied<EndpointView>>), traffic, query WRITE, headers GUARDED, body schema::<Traffic>),
         route!(GET "/v1/endpoints/{endpoint}/keys" "getKeys" ADMIN, "The keys of an endpoint",
             Content::Json(schema::<Keys>), keys),
         route!(POST "/v1/endpoints/{endpoint}/keys/{slot}/regenerate" "regenerateKey" ADMIN, "Replace a key; the old one stops working",
-            Content::Json(schema::<Keys>), regenerate),
+            Content::Json(schema::<Keys>), regenerate, headers REPEATABLE),
     ]
 }
 

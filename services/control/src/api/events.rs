@@ -26,10 +26,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::call::Call;
+use crate::call::{Call, parse_position};
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
-use crate::table::{Content, OPERATOR, PAGE, RouteEntry, VIEWER, record_schema, route, schema};
+use crate::table::{
+    Content, OPERATOR, PAGE, POSITION_MAX, Parameter, RouteEntry, VIEWER, record_schema, route,
+    schema,
+};
 use crate::views::{ViewsProgress, ViewsProjector};
 
 /// The routes of this module.
@@ -37,10 +40,14 @@ pub(super) fn routes() -> Vec<RouteEntry> {
     vec![
         route!(GET "/v1/events" "listEvents" VIEWER, "Events after a position, oldest first",
         Content::Json(page_schema), list, query &[
-            ("after", "Only events after this position; 0 by default"), PAGE[0],
+            Parameter::whole("after", "Only events after this position; 0 by default", 0, POSITION_MAX), PAGE[0],
         ]),
         route!(GET "/v1/events/stream" "streamEvents" VIEWER, "Events as they are written, starting from Last-Event-ID, `after`, or now",
-            Content::EventStream, stream, query &[("after", "Start after this position")]),
+        Content::EventStream, stream, query &[
+            Parameter::whole("after", "Start after this position", 0, POSITION_MAX),
+        ], headers &[
+            Parameter::whole("Last-Event-ID", "Start after this position, instead of `after`", 0, POSITION_MAX),
+        ]),
         route!(GET "/v1/events/verify" "verifyEvents" OPERATOR, "Verify that the log is intact and that the read models match it",
             Content::Json(schema::<Verified>), verify),
         route!(POST "/v1/events/verify" "verifyEventsAgainst" OPERATOR, "Also verify that the log still contains these chain heads, which were stored elsewhere",
@@ -165,7 +172,7 @@ pub fn page_schema(generator: &mut SchemaGenerator) -> Schema {
 }
 
 pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
-    let after = Position(call.number("after")?.unwrap_or(0));
+    let after = call.position("after")?.unwrap_or_default();
     let entries = app
         .deps
         .store
@@ -230,12 +237,12 @@ impl EventTail {
 pub async fn stream(app: Arc<App>, call: Call) -> ApiResult {
     let last_event_id = match call.header(&LAST_EVENT_ID)? {
         None => None,
-        Some(text) => Some(text.parse().map_err(|_| {
+        Some(text) => Some(parse_position(text).ok_or_else(|| {
             ApiError::bad_request(format!("Last-Event-ID must be a position, not `{text}`"))
         })?),
     };
-    let after = match last_event_id.or(call.number("after")?) {
-        Some(after) => Position(after),
+    let after = match last_event_id.or(call.position("after")?) {
+        Some(after) => after,
         None => app.deps.store.head().await?,
     };
     let permit = app.acquire_stream_permit()?;
@@ -335,6 +342,8 @@ async fn run_verify(app: &App, expected: &[store::BucketHead]) -> ApiResult {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Replay {
+    /// Only decisions can be replayed.
+    #[schemars(extend("const" = true))]
     pub check_decisions: bool,
 }
 

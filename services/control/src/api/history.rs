@@ -15,7 +15,8 @@ use crate::deps::HistoryQuery;
 use crate::error::ApiError;
 use crate::response::{ApiResult, json};
 use crate::table::{
-    BY_DEPLOYMENT, BY_ENDPOINT, Content, FROM, RouteEntry, SINCE, TO, VIEWER, route, schema,
+    BY_DEPLOYMENT, BY_ENDPOINT, Content, FROM, Parameter, RouteEntry, SINCE, TO, VIEWER, route,
+    schema,
 };
 
 /// The routes of this module.
@@ -24,7 +25,7 @@ pub(super) fn routes() -> Vec<RouteEntry> {
         route!(GET "/v1/history" "getHistory" VIEWER, "Past measurements, oldest first",
         Content::Json(schema::<History>), get, query &[
             BY_ENDPOINT, BY_DEPLOYMENT, FROM, TO, SINCE,
-            ("step", "Length of a point; 1s by default"),
+            Parameter::span("step", "Length of a point in whole seconds; 1s by default"),
         ]),
     ]
 }

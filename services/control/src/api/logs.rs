@@ -16,7 +16,7 @@ use crate::call::Call;
 use crate::deps::LogQuery;
 use crate::error::ApiError;
 use crate::response::ApiResult;
-use crate::table::{Content, RouteEntry, SINCE, VIEWER, route};
+use crate::table::{Content, Parameter, RouteEntry, SINCE, VIEWER, route};
 
 /// The routes of this module.
 pub(super) fn routes() -> Vec<RouteEntry> {
@@ -24,10 +24,10 @@ pub(super) fn routes() -> Vec<RouteEntry> {
         route!(GET "/v1/logs/{endpoint}/{deployment}" "getLogs" VIEWER, "Output of instances, oldest first",
         Content::Text, get, query &[
             SINCE,
-            ("limit", "Maximum number of past lines; 100000 by default"),
-            ("follow", "true: keep following new output"),
-            ("instance", "Only of this instance"),
-            ("timestamps", "true: prefix each line with `~` and the time it was first seen, at most about ten seconds after it was written"),
+            Parameter::whole("limit", "Maximum number of past lines; 100000 by default", 0, LINES_MAX),
+            Parameter::flag("follow", "Keep following new output"),
+            Parameter::text("instance", "Only of this instance"),
+            Parameter::flag("timestamps", "Prefix each line with `~` and the time it was first seen, at most about ten seconds after it was written"),
         ]),
     ]
 }

@@ -21,8 +21,8 @@ pub(super) fn routes() -> Vec<RouteEntry> {
             Content::Json(any_object), openapi),
         route!(GET "/healthz" "healthz" Gate::Health, "Alive", Content::Json(schema::<Health>), healthz),
         route!(GET "/readyz" "readyz" Gate::Health, "Ready to serve; otherwise lists what is missing",
-            Content::Json(schema::<Health>), readyz),
-        route!(GET "/metrics" "metrics" Gate::Loopback, "Metrics in the OpenMetrics text format", Content::Text, metrics),
+            Content::Json(schema::<Health>), readyz, statuses &[200, 503]),
+        route!(GET "/metrics" "metrics" Gate::Loopback, "Metrics in the format that Accept asks for: OpenMetrics, or the text format of Prometheus", Content::Metrics, metrics),
     ]
 }
 
@@ -70,12 +70,12 @@ fn health_report(status: &str, missing: Vec<String>, app: &App, call: &Call) -> 
     }
 }
 
-pub async fn metrics(app: Arc<App>, _call: Call) -> ApiResult {
-    let mut response = Response::new(Body::from(app.deps.metrics.encode()));
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
-    );
+pub async fn metrics(app: Arc<App>, call: Call) -> ApiResult {
+    let (kind, text) = app.deps.metrics.encode_for(&call.headers);
+    let mut response = Response::new(Body::from(text));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(response)
 }
 

@@ -15,10 +15,12 @@ use store::{Append, Commit, CommitError, Committed, LogEntry};
 
 use super::{Filter, list_rows, seal_response, stored_response};
 use crate::app::App;
-use crate::call::Call;
+use crate::call::{Call, parse_position};
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
-use crate::table::{BY_ENDPOINT, Content, OPERATOR, PAGE, RouteEntry, VIEWER, route, schema};
+use crate::table::{
+    BY_ENDPOINT, Content, IDEMPOTENT, OPERATOR, PAGE, RouteEntry, VIEWER, route, schema,
+};
 
 /// The routes of this module.
 pub(super) fn routes() -> Vec<RouteEntry> {
@@ -26,18 +28,18 @@ pub(super) fn routes() -> Vec<RouteEntry> {
         route!(GET "/v1/events/parked" "listParked" VIEWER, "Endpoints that a consumer has parked because it cannot process one of their events, and such events of no endpoint",
             Content::Json(schema::<List<Parked>>), list, query &[BY_ENDPOINT, PAGE[0], PAGE[1]]),
         route!(POST "/v1/events/{position}/skip" "skipEvent" OPERATOR, "Make a consumer skip an event, from its next fold on",
-            Content::Json(schema::<Decided>), skip, body schema::<Skip>),
+            Content::Json(schema::<Decided>), skip, headers &[IDEMPOTENT], body schema::<Skip>),
         route!(POST "/v1/endpoints/{endpoint}/unpark" "unparkEndpoint" OPERATOR, "Make a consumer rebuild its state of a parked endpoint",
-            Content::Json(schema::<Decided>), unpark, body schema::<Unpark>),
+            Content::Json(schema::<Decided>), unpark, headers &[IDEMPOTENT], body schema::<Unpark>),
     ]
 }
 
 /// How often a write is attempted before it fails on conflicts.
 const ATTEMPTS_MAX: usize = 5;
 const READ_PAGE: usize = 1000;
-/// Longest name of a consumer, and longest reason, in bytes.
-const CONSUMER_BYTES_MAX: usize = 64;
-const REASON_BYTES_MAX: usize = 1000;
+/// Longest name of a consumer, and longest reason, in characters.
+const CONSUMER_MAX: usize = 64;
+const REASON_MAX: usize = 1000;
 
 /// An endpoint that a consumer has parked, or an event that belongs to no endpoint and that it skips.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -57,14 +59,18 @@ pub struct Parked {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Skip {
+    #[schemars(length(max = CONSUMER_MAX), regex(pattern = r"\S"))]
     pub consumer: String,
+    #[schemars(length(max = REASON_MAX), regex(pattern = r"\S"))]
     pub reason: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Unpark {
+    #[schemars(length(max = CONSUMER_MAX), regex(pattern = r"\S"))]
     pub consumer: String,
+    #[schemars(length(max = REASON_MAX))]
     #[serde(default)]
     pub reason: String,
 }
@@ -90,8 +96,8 @@ pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
 
 pub async fn skip(app: Arc<App>, call: Call) -> ApiResult {
     let Skip { consumer, reason } = call.parse_body()?;
-    check("/consumer", &consumer, 1, CONSUMER_BYTES_MAX)?;
-    check("/reason", &reason, 1, REASON_BYTES_MAX)?;
+    check("/consumer", &consumer, 1, CONSUMER_MAX)?;
+    check("/reason", &reason, 1, REASON_MAX)?;
     let position = position(&call)?;
     let key = endpoint_at(&app, position).await?;
     let event = Event::EventSkipped(EventSkipped {
@@ -109,8 +115,8 @@ pub async fn skip(app: Arc<App>, call: Call) -> ApiResult {
 
 pub async fn unpark(app: Arc<App>, call: Call) -> ApiResult {
     let Unpark { consumer, reason } = call.parse_body()?;
-    check("/consumer", &consumer, 1, CONSUMER_BYTES_MAX)?;
-    check("/reason", &reason, 0, REASON_BYTES_MAX)?;
+    check("/consumer", &consumer, 1, CONSUMER_MAX)?;
+    check("/reason", &reason, 0, REASON_MAX)?;
     let key = EndpointKey::new(&call.endpoint()?);
     if let Some(response) = stored_response(&app, &call).await? {
         return Ok(response);
@@ -135,7 +141,7 @@ pub async fn unpark(app: Arc<App>, call: Call) -> ApiResult {
 }
 
 fn check(pointer: &str, text: &str, min: usize, max: usize) -> Result<(), ApiError> {
-    if (min..=max).contains(&text.trim().len()) {
+    if text.trim().chars().count() >= min && text.chars().count() <= max {
         return Ok(());
     }
     let detail = format!("write {min} to {max} characters");
@@ -144,8 +150,8 @@ fn check(pointer: &str, text: &str, min: usize, max: usize) -> Result<(), ApiErr
 
 fn position(call: &Call) -> Result<Position, ApiError> {
     let text = call.params.get("position").map_or("", String::as_str);
-    match text.parse() {
-        Ok(position) if position > 0 => Ok(Position(position)),
+    match parse_position(text) {
+        Some(position) if position > Position::START => Ok(position),
         _ => Err(ApiError::bad_request(format!(
             "`{text}` is not a position; use a whole number from 1 up"
         ))),

@@ -159,8 +159,8 @@ async fn metrics_text(
         let kind = [(header::CONTENT_TYPE, "application/problem+json")];
         return (StatusCode::UNAUTHORIZED, kind, problem.to_string()).into_response();
     }
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], state.metrics.encode()).into_response()
+    let (kind, text) = state.metrics.encode_for(&headers);
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
 #[cfg(test)]

@@ -106,12 +106,13 @@ pub struct ServeArgs {
         long,
         value_name = "CIDR,…",
         env = "PENSTOCK_TRUSTED_PROXIES",
-        value_delimiter = ',',
-        value_parser = network
+        value_parser = networks,
+        default_value = "",
+        hide_default_value = true
     )]
-    pub trusted_proxies: Vec<IpNet>,
+    pub trusted_proxies: Networks,
     /// How much of a request's body arrives before it takes an instance: a shorter one whole. 0: bodies above
-    /// 64KiB are streamed from the start
+    /// 64KiB, and those of unknown length, are streamed from the start
     #[arg(
         long,
         value_name = "SIZE",
@@ -186,6 +187,17 @@ fn host(text: &str) -> Result<String, String> {
     Err(format!(
         "`{text}` is not a host that others can reach; write a name or an address without scheme and port, such as 10.0.0.7 or node-1.example.com"
     ))
+}
+
+/// The networks of a list.
+#[derive(Clone, Debug, Default)]
+pub struct Networks(pub Vec<IpNet>);
+
+/// Parses networks, separated by commas; an empty text has none.
+fn networks(text: &str) -> Result<Networks, String> {
+    let listed = text.split(',').filter(|_| !text.trim().is_empty());
+    let parsed = listed.map(|text| network(text.trim()));
+    parsed.collect::<Result<_, _>>().map(Networks)
 }
 
 /// Parses a network; an address alone is one.
@@ -264,6 +276,13 @@ mod tests {
             let refused = host(invalid).unwrap_err();
             assert!(refused.contains("such as 10.0.0.7"), "{refused}");
         }
+    }
+
+    #[test]
+    fn an_empty_list_of_networks_has_none() {
+        assert!(networks("").unwrap().0.is_empty());
+        assert_eq!(networks("10.0.0.0/8, ::1").unwrap().0.len(), 2);
+        assert!(networks("10.0.0.0/8,").is_err());
     }
 
     #[test]

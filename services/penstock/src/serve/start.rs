@@ -171,7 +171,7 @@ pub async fn gateway(startup: &mut Startup<'_>) -> anyhow::Result<()> {
     let config = gateway::Config {
         data: Some(ctx.data.clone()),
         domain: args.gateway_domain.clone(),
-        trusted_proxies: args.trusted_proxies.clone(),
+        trusted_proxies: args.trusted_proxies.0.clone(),
         upload_buffer_bytes: args.upload_buffer,
         threads: ctx.budget.shares.threads,
         descriptors: ctx.budget.descriptors.clone(),

@@ -23,7 +23,6 @@ use contract::log::{Actor, NewEvent, StreamKind, StreamName};
 use contract::resources::{AutoscaleSpec, BackendKind, DeploymentSpec};
 use contract::time::{Span, Timestamp};
 use domain::fold::EndpointFold;
-use domain::instances::Instance;
 use runtime::ids::{Ids, SeededIds};
 use tokio::runtime::Runtime;
 use tokio::time::Instant;

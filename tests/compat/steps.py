@@ -73,6 +73,8 @@ def scales(test):
         test.scale(1)
         after(load)
     none_failed(load)
+    if answering < 3:
+        raise Failed(f"only {answering} processes answered while there were 3 instances")
     return f"{len(load.outcomes)} requests, {answering} processes"
 
 

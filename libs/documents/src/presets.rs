@@ -300,7 +300,14 @@ fn fill(
                 target.insert(field, value);
             }
             // A single path of its own can be all that a deployment serves.
-            (Some(Value::Object(said)), Value::Object(part)) if field != "routes" => {
+            (Some(Value::Object(said)), Value::Object(mut part)) if field != "routes" => {
+                // Only an http probe has a path.
+                if said
+                    .get("protocol")
+                    .is_some_and(|protocol| protocol != "http")
+                {
+                    part.remove("path");
+                }
                 fill(said, part, &pointer, filled);
             }
             _ => {}
@@ -373,14 +380,25 @@ fn suggested(spec: &DeploymentSpec) -> Option<&'static Preset> {
 /// How many shells within shells are looked into.
 const SHELLS_MAX: usize = 3;
 const SHELLS: [&str; 5] = ["sh", "bash", "dash", "zsh", "ksh"];
-/// Programs that start the program that follows.
-const LAUNCHERS: [&str; 10] = [
-    "exec", "env", "uv", "uvx", "run", "nohup", "nice", "poetry", "pipenv", "conda",
+/// Programs that start the program that follows, perhaps after options with values.
+const LAUNCHERS: [&str; 11] = [
+    "exec", "env", "uv", "uvx", "run", "nohup", "nice", "poetry", "pipenv", "conda", "timeout",
 ];
 
-/// The server that a command starts: after launchers, options and assignments, in a shell's text, as a Python
-/// module.
+/// The server that a command starts.
 fn recognize(words: &[&str], shells: usize) -> Option<&'static Preset> {
+    let is_launcher = |word: &&str| LAUNCHERS.contains(&base_name(word));
+    // What follows an option of a launcher may be its value, or the program.
+    let starts = match words.iter().any(is_launcher) {
+        true => words.len(),
+        false => words.len().min(1),
+    };
+    (0..starts).find_map(|start| recognize_program(&words[start..], shells))
+}
+
+/// The server that a command starts first: after launchers, options and assignments, in a shell's text, as a
+/// Python module.
+fn recognize_program(words: &[&str], shells: usize) -> Option<&'static Preset> {
     let mut words = words.iter().copied();
     let program = words.find(|word| {
         let is_assignment = !word.starts_with('/') && word.contains('=');

@@ -68,7 +68,8 @@ pub async fn handle(
     let id = client.connection.has_request_ids().then(own_id).flatten();
     let id = id.unwrap_or_else(|| client.worker.request_id());
     client.upload.begin(&incoming);
-    if is_health_check(&parts, client.worker.domain()) {
+    let exists = |name: &str| client.worker.endpoint(name).is_some();
+    if is_health_check(&parts, client.worker.domain(), exists) {
         client.connection.end_response();
         let mut response = healthy(id);
         close_if_unread(&client, response.headers_mut());
@@ -358,10 +359,10 @@ fn rewrite_location(
 
 /// What follows the address in a location there.
 fn own_path<'a>(location: &'a str, address: &str) -> Option<&'a str> {
-    // An instance that knows of a client's TLS writes https.
-    let (scheme, rest) = location.split_once("://")?;
+    // An instance that knows of a client's TLS writes https, or no scheme.
+    let (scheme, rest) = location.split_once("//")?;
     let (host, path) = rest.split_at_checked(address.len())?;
-    let is_own = ["http", "https"]
+    let is_own = ["http:", "https:", ""]
         .iter()
         .any(|own| scheme.eq_ignore_ascii_case(own))
         && host.eq_ignore_ascii_case(address)

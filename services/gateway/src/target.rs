@@ -85,12 +85,12 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Whether the request asks for the gateway's own health. On the host name of an endpoint, it is the
-/// endpoint's.
-pub fn is_health_check(parts: &Parts, domain: Option<&str>) -> bool {
+/// Whether the request asks for the gateway's own health. On the host name of an endpoint that `exists`, it is
+/// the endpoint's.
+pub fn is_health_check(parts: &Parts, domain: Option<&str>, exists: impl Fn(&str) -> bool) -> bool {
     matches!(parts.method, Method::GET | Method::HEAD)
         && parts.uri.path() == HEALTH
-        && host_endpoint(parts, domain).is_none()
+        && !host_endpoint(parts, domain).is_some_and(|endpoint| exists(&endpoint))
 }
 
 /// Rounds of percent-decoding to check: an instance behind its own proxy may see the path decoded

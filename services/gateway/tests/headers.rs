@@ -148,6 +148,7 @@ async fn a_location_at_the_instances_own_address_becomes_one_at_the_endpoint() {
         (format!("http://{own}?a"), "/endpoints/iris/?a"),
         (format!("http://{own}0/score"), ""),
         (format!("https://{own}/score/"), "/endpoints/iris/score/"),
+        (format!("//{own}/score/"), "/endpoints/iris/score/"),
         (format!("http://{own}//score"), ""),
         (format!("http://{own}/\\other.example"), ""),
         ("http://other.example/score".into(), ""),

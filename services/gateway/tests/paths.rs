@@ -314,7 +314,7 @@ async fn the_gateway_answers_for_its_own_health() {
     };
     let config = of_host("ml.example");
     let gateway = start_with(config, &[blue_route(1, &settings, &[])]).await;
-    for host in ["127.0.0.1", "ml.example"] {
+    for host in ["127.0.0.1", "ml.example", "gateway.ml.example"] {
         let response = ask_host(&gateway, Method::GET, host, "/healthz").await;
         assert_eq!((response.status.as_u16(), response.text()), (200, "ok\n"));
         assert!(!response.header("x-request-id").is_empty());

@@ -36,6 +36,16 @@ async fn what_a_child_still_answers_is_waited_for_when_the_first_process_ends_at
 }
 
 #[tokio::test]
+async fn the_signal_to_end_reaches_children_too() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let behaviour = Behaviour::default().with("LEADER", 1).with("FAREWELL", 1);
+    let ready = started(&backend, start_spec("a-1", 1, &behaviour)).await;
+    removed(&backend, &ready.id, GRACE).await;
+    assert!(log_of(data.path()).contains("farewell of the child"));
+}
+
+#[tokio::test]
 async fn a_child_that_serves_on_is_the_instance_until_it_ends_too() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;

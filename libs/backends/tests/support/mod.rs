@@ -189,7 +189,10 @@ fn say_farewell() {
     thread::spawn(move || {
         runtime.block_on(signals.recv());
         thread::sleep(Duration::from_millis(300));
-        println!("farewell");
+        match setting::<u32>("WORKER") {
+            Some(_) => println!("farewell of the child"),
+            None => println!("farewell"),
+        }
         std::process::exit(0);
     });
 }

@@ -17,13 +17,14 @@ use sha2::{Digest, Sha256};
 use store::IdempotencyKey;
 
 use crate::error::ApiError;
-use crate::table::POSITION_MAX;
 
 /// The header in which a write returns its position, and a read requires it.
 pub const POSITION: HeaderName = HeaderName::from_static("penstock-position");
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Longest Idempotency-Key: four UUIDs.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 144;
+/// Positions in the API; the store's are signed.
+pub const POSITION_MAX: u64 = i64::MAX as u64;
 pub const PAGE_DEFAULT: usize = 100;
 pub const PAGE_MAX: usize = 1000;
 

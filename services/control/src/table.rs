@@ -10,7 +10,7 @@ use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
 
 use crate::app::App;
-use crate::call::{Call, PAGE_MAX};
+use crate::call::{Call, PAGE_MAX, POSITION_MAX};
 use crate::response::ApiResult;
 
 pub type Handler = fn(Arc<App>, Call) -> BoxFuture<'static, ApiResult>;
@@ -92,9 +92,6 @@ impl Parameter {
         PATH.into_iter().find(|parameter| parameter.name == name)
     }
 }
-
-/// Positions in the API; the store's are signed.
-pub(crate) const POSITION_MAX: u64 = i64::MAX as u64;
 
 const PATH: [Parameter; 6] = [
     Parameter::new("endpoint", "The name of the endpoint", Shape::Name),

@@ -26,12 +26,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::call::{Call, parse_position};
+use crate::call::{Call, POSITION_MAX, parse_position};
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
 use crate::table::{
-    Content, OPERATOR, PAGE, POSITION_MAX, Parameter, RouteEntry, VIEWER, record_schema, route,
-    schema,
+    Content, OPERATOR, PAGE, Parameter, RouteEntry, VIEWER, record_schema, route, schema,
 };
 use crate::views::{ViewsProgress, ViewsProjector};
 

@@ -425,7 +425,7 @@ def count_instructions(options, directory, binaries):
         start_upstream(running, directory)
         ready = lambda port: (wait_for(port), check_answer(f"http://127.0.0.1:{port}/endpoints/bench/score"))
         counts = instructions.compare(gateway_commands(binaries), options.counts, ready)
-        return instructions.table(counts, INSTRUCTIONS_RATIO_MAX)
+        return instructions.table(counts, options.instructions_max)
     finally:
         running.stop()
 
@@ -441,6 +441,8 @@ def main():
     parser.add_argument("--beside", metavar="PATH", help="another build of the example gateway_bench, measured in the same rounds")
     parser.add_argument("--only", choices=["time", "instructions"], help="run only this half")
     parser.add_argument("--counts", type=int, default=3, help="number of instruction counts")
+    parser.add_argument("--instructions-max", type=float, default=INSTRUCTIONS_RATIO_MAX, metavar="RATIO",
+                        help="instructions compared with --beside; more fails")
     parser.add_argument("--out", default=str(HERE / "results"))
     options = parser.parse_args()
     if os.cpu_count() < 2:

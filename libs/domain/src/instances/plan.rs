@@ -233,7 +233,8 @@ struct Fleet<'a> {
     /// How many instances may still run if none may start beside one that is to be replaced, those of an
     /// earlier incarnation included.
     running_if_stop_first: Option<u32>,
-    /// Whether instances of other specs were ready, and none of the present one.
+    /// If old instances have to stop first: whether instances of other specs were ready, and none of the
+    /// present one.
     is_new_spec: bool,
 }
 
@@ -264,7 +265,9 @@ impl<'a> Fleet<'a> {
             old,
             has_lost,
             running_if_stop_first: is_stop_first.then(running),
-            is_new_spec: instances.was_any_ready(deployment.uid)
+            // Hashes the spec, so only if it is needed.
+            is_new_spec: is_stop_first
+                && instances.was_any_ready(deployment.uid)
                 && !instances.was_ready(deployment),
             is_replacing_unhealthy: instances.of(deployment.uid).any(|instance| {
                 let draining = instance.draining.as_ref();
